@@ -1,0 +1,116 @@
+"""What a node of the tree holds: KV arrays that own their memory, or a pointer to a running row.
+
+Owned by the engine thread. Knows nothing of models, requests or the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import mlx.core as mx
+
+
+class LayerKV(NamedTuple):
+    """One layer's keys [1, heads, n, key_dim] and values [1, heads, n, value_dim]."""
+
+    keys: mx.array
+    values: mx.array
+
+    def tokens(self, start: int, stop: int) -> LayerKV:
+        """The tokens [start, stop) as views of the same buffers."""
+        return LayerKV(self.keys[:, :, start:stop], self.values[:, :, start:stop])
+
+
+def owned(x: mx.array) -> mx.array:
+    """A copy of ``x`` in a buffer of its own size.
+
+    A slice keeps its whole parent alive, and ``mx.contiguous`` returns a view of a slice that
+    happens to be contiguous; only a computed result is sure to own exactly its bytes.
+    """
+    if x.dtype == mx.bool_ or mx.issubdtype(x.dtype, mx.integer):
+        return x | mx.zeros((1,) * x.ndim, x.dtype)
+    return x * mx.ones((1,) * x.ndim, x.dtype)
+
+
+def own(layer: LayerKV) -> LayerKV:
+    """``layer`` with both arrays in buffers of their own."""
+    return LayerKV(owned(layer.keys), owned(layer.values))
+
+
+def join(parts: Sequence[LayerKV]) -> LayerKV:
+    """The token-wise concatenation of ``parts`` in new buffers (at least one part)."""
+    if len(parts) == 1:
+        return own(parts[0])
+    keys = mx.concatenate([p.keys for p in parts], axis=2)
+    return LayerKV(keys, mx.concatenate([p.values for p in parts], axis=2))
+
+
+class Block:
+    """Immutable KV of ``length`` consecutive tokens, one entry per layer that is kept by token."""
+
+    __slots__ = ("layers", "length", "nbytes")
+
+    def __init__(self, layers: Sequence[LayerKV], length: int) -> None:
+        self.layers = tuple(layers)
+        self.length = length
+        self.nbytes = sum(kv.keys.nbytes + kv.values.nbytes for kv in self.layers)
+
+    def split(self, at: int) -> tuple[Block, Block]:
+        """Two blocks, [0, at) and [at, length), each with memory of its own."""
+        assert 0 < at < self.length
+        head, rest = [], []
+        for kv in self.layers:
+            head.append(own(kv.tokens(0, at)))
+            rest.append(own(kv.tokens(at, self.length)))
+            mx.eval(head[-1], rest[-1])  # one layer at a time bounds the transient copy
+        return Block(head, at), Block(rest, self.length - at)
+
+    @staticmethod
+    def concat(blocks: Sequence[Block]) -> Block:
+        """One block with the tokens of all ``blocks`` in order."""
+        layers = []
+        for parts in zip(*(b.layers for b in blocks), strict=True):
+            layers.append(join(parts))
+            mx.eval(layers[-1])
+        return Block(layers, sum(b.length for b in blocks))
+
+
+class Holder(Protocol):
+    """A running row, as far as the cache needs to know it."""
+
+    def kv(self, start: int, stop: int) -> list[LayerKV]:
+        """Views of the KV of the tokens at positions [start, stop) of the row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """Tokens whose KV lies in the tail of a running row: cached without a second copy.
+
+    ``start`` is the absolute position of the first token. It costs no bytes of its own: the
+    row's tail is accounted where it is allocated.
+    """
+
+    holder: Holder
+    start: int
+    length: int
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def split(self, at: int) -> tuple[Resident, Resident]:
+        """The same tokens as two payloads, [0, at) and [at, length)."""
+        assert 0 < at < self.length
+        return (
+            Resident(self.holder, self.start, at),
+            Resident(self.holder, self.start + at, self.length - at),
+        )
+
+    def block(self) -> Block:
+        """These tokens as a block with memory of its own, on its way to being computed."""
+        layers = [own(kv) for kv in self.holder.kv(self.start, self.start + self.length)]
+        mx.async_eval([list(kv) for kv in layers])
+        return Block(layers, self.length)

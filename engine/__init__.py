@@ -1,0 +1,1 @@
+"""What is computed: loading, attention over lent blocks, batches, sampling; one thread."""

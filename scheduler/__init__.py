@@ -1,0 +1,1 @@
+"""What runs next: requests, queue, admission, the step loop and the engine thread."""

@@ -1,0 +1,26 @@
+"""One request as the scheduler sees it: tokens in, limits, sampling; no text, no HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An accepted request.
+
+    ``prompt`` holds at least one token id, all inside the vocabulary. ``max_tokens`` is at
+    least 1 and fits the context. ``stop_token_ids`` end the reply (normally the model's
+    end-of-sequence ids). ``boundaries`` are prompt lengths at which layers that cannot be
+    trimmed keep a snapshot (for instance the end of the system prompt), ascending.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop_token_ids: frozenset[int] = frozenset()
+    boundaries: tuple[int, ...] = ()
+    tenant: str = "default"

@@ -1,0 +1,1 @@
+"""Who asks and how: the HTTP dialects, the command line, metrics and health."""
