@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol
 
-SLACK = 64  # dead heap entries that are not worth a rebuild
+from .leaf_queue import LeafQueue
 
 
 class Payload(Protocol):
@@ -113,10 +112,7 @@ class RadixTree:
         self.nodes = 0
         self._clock = 0
         self._serial = 0
-        # Leaves by (tick, serial). An entry is not moved when its node is used or lent: its tick
-        # is then merely too low, which is seen, and put right, when it comes to the top.
-        self._heap: list[tuple[int, int]] = []
-        self._queued: dict[int, Node] = {}
+        self._leaves: LeafQueue[Node] = LeafQueue()
 
     # Reading
 
@@ -136,10 +132,7 @@ class RadixTree:
         return Match(node, pos)
 
     def walk(self) -> Iterator[Node]:
-        """All nodes but the root, parents before children; the tree must not change meanwhile.
-
-        Runtime complexity: O(nodes).
-        """
+        """All nodes but the root, parents first; the tree must not change meanwhile. O(nodes)."""
         stack = list(self.root.children.values())
         while stack:
             node = stack.pop()
@@ -162,7 +155,7 @@ class RadixTree:
         self.tokens += len(key)
         self.nbytes += payload.nbytes
         self.touch(node)
-        self._offer(node)
+        self._leaves.offer(node)
         return node
 
     def extend(self, node: Node, tokens: Sequence[int], payload: Payload) -> None:
@@ -226,10 +219,7 @@ class RadixTree:
         self._leave(parent)
 
     def remove(self, node: Node) -> None:
-        """Takes out a leaf that is not on loan; the object keeps its payload and snapshot.
-
-        Runtime complexity: amortised O(log nodes).
-        """
+        """Takes a leaf that is not on loan out; it keeps its payload. Amortised O(log nodes)."""
         parent = node.parent
         assert parent is not None, f"not in the tree: {node}"
         assert not node.children, f"{node} has children"
@@ -240,7 +230,8 @@ class RadixTree:
         self.nbytes -= node.payload.nbytes + node.snapshot_nbytes
         self.snapshot_nbytes -= node.snapshot_nbytes
         self._leave(node)
-        self._offer(parent)
+        if parent is not self.root:
+            self._leaves.offer(parent)
 
     # Payloads and snapshots
 
@@ -281,7 +272,8 @@ class RadixTree:
         for held in node.path():
             assert held.loans > 0, f"{held} is not on loan"
             held.loans -= 1
-        self._offer(node)
+        if node is not self.root:
+            self._leaves.offer(node)
 
     def touch(self, node: Node) -> None:
         """Makes ``node`` and all its ancestors the most recently used, by one tick. O(depth)."""
@@ -294,25 +286,8 @@ class RadixTree:
     # Eviction
 
     def evictable(self) -> Node | None:
-        """The least recently used leaf that is not on loan, None where there is none.
-
-        Runtime complexity: amortised O(log nodes).
-        """
-        heap = self._heap
-        while heap:
-            tick, serial = heap[0]
-            node = self._queued.get(serial)
-            if node is None:
-                heappop(heap)
-            elif node.children or node.loans:
-                heappop(heap)
-                del self._queued[serial]
-            elif node.last_used != tick:
-                heappop(heap)
-                heappush(heap, (node.last_used, serial))
-            else:
-                return node
-        return None
+        """The least recently used leaf that is not on loan, if any. Amortised O(log nodes)."""
+        return self._leaves.first()
 
     def lru_leaves(self) -> Iterator[Node]:
         """The leaves that are not on loan, least recently used first.
@@ -321,15 +296,7 @@ class RadixTree:
         Until the iterator is exhausted, closed or dropped, ``evictable`` and other iterators do
         not see the leaves it has passed. Runtime complexity: amortised O(log nodes) a leaf.
         """
-        passed = []
-        try:
-            while (node := self.evictable()) is not None:
-                passed.append(heappop(self._heap))
-                yield node
-        finally:
-            for entry in passed:
-                if entry[1] in self._queued:
-                    heappush(self._heap, entry)
+        return iter(self._leaves)
 
     def lru_snapshots(self) -> Iterator[Node]:
         """The nodes with a snapshot that are not on loan, least recently used first.
@@ -338,13 +305,6 @@ class RadixTree:
         """
         found = [n for n in self.walk() if n.snapshot is not None and n.loans == 0]
         yield from sorted(found, key=lambda n: (n.last_used, n.start))
-
-    def _offer(self, node: Node) -> None:
-        """Queues ``node`` for eviction if it can be evicted and is not queued yet."""
-        if node.children or node.loans or node is self.root or node.serial in self._queued:
-            return
-        self._queued[node.serial] = node
-        heappush(self._heap, (node.last_used, node.serial))
 
     def _new(self, key: array[int], start: int, payload: Payload, parent: Node) -> Node:
         self._serial += 1
@@ -357,11 +317,7 @@ class RadixTree:
         """Forgets a node that nothing in the tree refers to any more."""
         node.parent = None
         self.nodes -= 1
-        if self._queued.pop(node.serial, None) is None:
-            return
-        if len(self._heap) > 2 * len(self._queued) + SLACK:
-            self._heap = [entry for entry in self._heap if entry[1] in self._queued]
-            heapify(self._heap)
+        self._leaves.forget(node)
 
     # Self-check
 
@@ -397,8 +353,6 @@ class RadixTree:
             yield "has fewer loans than its children"
         if node.snapshot is None and node.snapshot_nbytes:
             yield "has the bytes of a snapshot and none"
-        if not (node.children or node.loans) and self._queued.get(node.serial) is not node:
-            yield "can be evicted and is not queued"
 
     def _total_problems(self) -> Iterator[str]:
         nodes = list(self.walk())
@@ -415,13 +369,7 @@ class RadixTree:
         root = self.root
         if root.key or root.parent or root.payload or root.snapshot or root.loans:
             yield f"the root is not empty: {root}"
-        if not set(self._queued.values()) <= set(nodes):
-            yield "a node that left the tree is queued"
-        entries = sorted(serial for _, serial in self._heap if serial in self._queued)
-        if entries != sorted(self._queued):
-            yield f"the heap has {entries} for {sorted(self._queued)}"
-        if any(s in self._queued and t > self._queued[s].last_used for t, s in self._heap):
-            yield "a heap entry is newer than its node"
+        yield from self._leaves.problems(nodes)
 
 
 def _as_array(tokens: Sequence[int]) -> array[int]:

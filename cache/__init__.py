@@ -1,0 +1,1 @@
+"""What is stored: namespaces, the radix tree, blocks, loans and eviction."""
