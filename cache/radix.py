@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from .leaf_queue import LeafQueue
+from .tokens import as_array, common_length
 
 
 class Payload(Protocol):
@@ -119,13 +120,12 @@ class RadixTree:
     def match(self, tokens: Sequence[int]) -> Match:
         """How much of ``tokens`` the tree has; changes nothing, not even recency.
 
-        An ``array('i')`` is not copied. Runtime complexity: O(matched tokens + path length), the
-        tokens compared in C, after O(n) to convert another sequence.
+        O(matched tokens + depth), compared in C; other than an ``array('i')`` is copied to one.
         """
-        wanted = _as_array(tokens)
+        wanted = as_array(tokens)
         node, pos = self.root, 0
         while pos < len(wanted) and (child := node.children.get(wanted[pos])) is not None:
-            common = _common(child.key, wanted, pos)
+            common = common_length(child.key, wanted, pos)
             node, pos = child, pos + common
             if common < len(child.key):
                 break
@@ -147,7 +147,7 @@ class RadixTree:
         ``parent`` (which may be the root) has no child that begins with the same token.
         Runtime complexity: O(tokens + depth).
         """
-        assert parent is self.root or parent.parent is not None, f"not in the tree: {parent}"
+        assert parent.parent is not None or parent is self.root, f"not in the tree: {parent}"
         key = array("i", tokens)
         assert key, "no tokens"
         assert key[0] not in parent.children, f"{parent} has a child that begins with {key[0]}"
@@ -166,7 +166,7 @@ class RadixTree:
         """
         assert not node.children, f"{node} has children"
         assert node.snapshot is None, f"{node} has a snapshot"
-        more = _as_array(tokens)
+        more = as_array(tokens)
         assert more, "no tokens"
         self.set_payload(node, payload)
         node.key.extend(more)
@@ -269,19 +269,22 @@ class RadixTree:
     def unlock(self, node: Node) -> None:
         """Takes one ``lock`` of the same node back. O(depth + log nodes); nothing at the root."""
         assert node.parent is not None or node is self.root, f"not in the tree: {node}"
-        for held in node.path():
+        held = node
+        while held.parent is not None:
             assert held.loans > 0, f"{held} is not on loan"
             held.loans -= 1
+            held = held.parent
         if node is not self.root:
             self._leaves.offer(node)
 
     def touch(self, node: Node) -> None:
         """Makes ``node`` and all its ancestors the most recently used, by one tick. O(depth)."""
+        assert node.parent is not None or node is self.root, f"not in the tree: {node}"
         self._clock += 1
-        above: Node | None = node
-        while above is not None:
-            above.last_used = self._clock
-            above = above.parent
+        self.root.last_used = self._clock
+        while node.parent is not None:
+            node.last_used = self._clock
+            node = node.parent
 
     # Eviction
 
@@ -299,9 +302,9 @@ class RadixTree:
         return iter(self._leaves)
 
     def lru_snapshots(self) -> Iterator[Node]:
-        """The nodes with a snapshot that are not on loan, least recently used first.
+        """The nodes with a snapshot and no loan, least recently used first, as of the first step.
 
-        Computed when the iteration begins. Runtime complexity: O(nodes log nodes).
+        Of equally recent ones the nearest to the root is first. O(nodes log nodes).
         """
         found = [n for n in self.walk() if n.snapshot is not None and n.loans == 0]
         yield from sorted(found, key=lambda n: (n.last_used, n.start))
@@ -370,30 +373,3 @@ class RadixTree:
         if root.key or root.parent or root.payload or root.snapshot or root.loans:
             yield f"the root is not empty: {root}"
         yield from self._leaves.problems(nodes)
-
-
-def _as_array(tokens: Sequence[int]) -> array[int]:
-    if isinstance(tokens, array) and tokens.typecode == "i":
-        return tokens
-    return array("i", tokens)
-
-
-def _common(key: array[int], tokens: array[int], pos: int) -> int:
-    """How many tokens ``key`` and ``tokens[pos:]`` have in common at their beginning.
-
-    Compares slices, which runs in C: whole first, then doubling ones, then halving ones around
-    the first difference. Runtime complexity: O(result).
-    """
-    size = min(len(key), len(tokens) - pos)
-    if key[:size] == tokens[pos : pos + size]:
-        return size
-    low, high = 0, min(32, size)
-    while key[low:high] == tokens[pos + low : pos + high]:
-        low, high = high, min(2 * high, size)
-    while high - low > 1:  # the first difference is in [low, high)
-        mid = (low + high) // 2
-        if key[low:mid] == tokens[pos + low : pos + mid]:
-            low = mid
-        else:
-            high = mid
-    return low
