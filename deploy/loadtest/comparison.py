@@ -1,0 +1,96 @@
+"""The table of a comparison: rows by scenario and measure, one column a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Numbers = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One line of the table; ``read`` makes a cell of a scenario's numbers."""
+
+    scenario: str
+    measure: str
+    read: Callable[[Numbers], str]
+
+
+def _ttft(turn: int, which: str) -> Callable[[Numbers], str]:
+    return lambda n: f"{n['by_turn'][turn]['ttft_s'][which]:.2f}"
+
+
+def _first_and_last(n: Numbers) -> str:
+    return f"{_ttft(0, 'p50')(n)} / {_ttft(-1, 'p50')(n)}"
+
+
+def _growth(size: str) -> Callable[[Numbers], str]:
+    return lambda n: (
+        f"{n[size]['cold_ttft_s']:.2f} / {n[size]['warm_ttft_p50_s']:.3f} "
+        f"({n[size]['cold_by_warm']:.0f}x)"
+    )
+
+
+def _beside(n: Numbers) -> str:
+    return f"{n['ttft_beside_p50_s']:.2f} ({n['ttft_beside_by_alone']:.2f}x)"
+
+
+def _wall(n: Numbers) -> str:
+    return f"{n['wall_s']:.1f}"
+
+
+def _memory(n: Numbers) -> str:
+    return f"{n['peak_rss_mib']:,}"
+
+
+AGENTS = "agents: 16 agents x 3 turns, 4000 shared tokens, 48 new"
+CROWD = "crowd: 32 agents x 2 turns, 8000 shared tokens, 32 new"
+PRIVATE = "private: 8 agents x 3 turns, nothing in common"
+GROW_10K = "growth: one conversation of 10k tokens, 1-4% a turn"
+GROW_28K = "growth: one conversation of 28k tokens, 1-4% a turn"
+STALL = "stall: a cold 10k-token prompt meets 8 running streams"
+
+ROWS = (
+    Row(AGENTS, "wall time, s", _wall),
+    Row(AGENTS, "TTFT p50, first / last turn, s", _first_and_last),
+    Row(AGENTS, "time per output token p50, ms", lambda n: f"{n['itl_s']['p50'] * 1e3:.1f}"),
+    Row(AGENTS, "prompt tokens reused", lambda n: f"{n['hit_rate']:.0%}"),
+    Row(AGENTS, "peak resident memory, MiB", _memory),
+    Row(CROWD, "wall time, s", _wall),
+    Row(CROWD, "TTFT max, first turn, s", _ttft(0, "max")),
+    Row(CROWD, "prompt tokens reused", lambda n: f"{n['hit_rate']:.0%}"),
+    Row(CROWD, "peak resident memory, MiB", _memory),
+    Row(PRIVATE, "wall time, s", _wall),
+    Row(PRIVATE, "peak resident memory, MiB", _memory),
+    Row(GROW_10K, "TTFT cold / warm, s", _growth("10k")),
+    Row(GROW_28K, "TTFT cold / warm, s", _growth("28k")),
+    Row(STALL, "longest pause of a stream, ms", lambda n: f"{n['longest_pause_s'] * 1e3:.0f}"),
+    Row(STALL, "the prompt's TTFT, s (next to alone)", _beside),
+)
+
+
+def markdown(results: dict[str, dict[str, Numbers]], servers: list[str]) -> str:
+    """The table as Markdown, with the rows of the scenarios in ``results``."""
+    lines = [
+        "| scenario | measure | " + " | ".join(servers) + " |",
+        "|---|---|" + "---|" * len(servers),
+    ]
+    shown = ""
+    for row in ROWS:
+        numbers = results.get(row.scenario.partition(":")[0])
+        if numbers is None:
+            continue
+        cells = " | ".join(_cell(row, numbers[server]) for server in servers)
+        lines.append(
+            f"| {row.scenario if row.scenario != shown else ''} | {row.measure} | {cells} |"
+        )
+        shown = row.scenario
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Row, numbers: Numbers) -> str:
+    if "failure" in numbers:
+        return "failed"
+    if numbers.get("errors"):
+        return f"{numbers['errors']} errors"
+    return row.read(numbers)
