@@ -21,7 +21,7 @@ def header_bytes(dtype: str) -> bytes:
 
 
 def write_large(path: Path, start: bytes = b"", size: int = WHOLE + 4096) -> None:
-    """A sparse file above the limit for reading whole, with a fixed modification time."""
+    """A sparse file, by default too large to be read whole, with a fixed modification time."""
     with path.open("wb") as file:
         file.write(start)
         file.truncate(size)
@@ -74,12 +74,20 @@ def test_small_files_count_by_content_alone(model):
     assert weights_digest(model) != before
 
 
-def test_a_small_weight_file_counts_to_its_last_byte(model):
+def test_a_small_weight_file_counts_to_every_byte_and_without_its_time(model):
     small = model / "small.safetensors"
-    small.write_bytes(bytes(100_000))
+    write_large(small, size=WHOLE)
     before = weights_digest(model)
-    small.write_bytes(bytes(99_999) + b"\1")
+    os.utime(small, ns=(1, 1))
+    assert weights_digest(model) == before
+    poke(small, (WHOLE - SAMPLE) // (SAMPLES - 1) - 1, b"\1")  # between two samples
     assert weights_digest(model) != before
+
+
+def test_the_digest_of_the_same_files_is_the_same_on_every_machine(tmp_path):
+    for i in range(20):  # more than any file system lists in order by chance
+        (tmp_path / f"{i * 7 % 20:02}.json").write_text(str(i))
+    assert weights_digest(tmp_path) == "853b7fb49e07a4c3b0f6bd512aefb37e"
 
 
 def test_a_large_file_rewritten_alike_counts_by_its_time(model):
