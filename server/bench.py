@@ -57,7 +57,7 @@ def bench(
         float, typer.Option(min=0, help="Seconds between the starts of two agents.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed makes other text.")] = 0,
-    key: Annotated[str, typer.Option(help="API key.", envvar="OPENAI_API_KEY")] = "",
+    key: Annotated[str, typer.Option(help="API key, where the server wants one.")] = "",
     json_to: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Write all numbers; - for stdout.")
     ] = "",

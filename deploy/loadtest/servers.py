@@ -89,7 +89,9 @@ class Running:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(POLL):
+        last = False
+        while not last:
+            last = self._ended.wait(POLL)  # one more look when the work is done
             self._peak = max(self._peak, _resident(self._process))
 
 
