@@ -34,15 +34,10 @@ def owned(x: mx.array) -> mx.array:
     return x * mx.ones((1,) * x.ndim, x.dtype)
 
 
-def own(layer: LayerKV) -> LayerKV:
-    """``layer`` with both arrays in buffers of their own."""
-    return LayerKV(owned(layer.keys), owned(layer.values))
-
-
 def join(parts: Sequence[LayerKV]) -> LayerKV:
     """The token-wise concatenation of ``parts`` in new buffers (at least one part)."""
     if len(parts) == 1:
-        return own(parts[0])
+        return LayerKV(owned(parts[0].keys), owned(parts[0].values))
     keys = mx.concatenate([p.keys for p in parts], axis=2)
     return LayerKV(keys, mx.concatenate([p.values for p in parts], axis=2))
 
@@ -57,31 +52,45 @@ class Block:
         self.length = length
         self.nbytes = sum(kv.keys.nbytes + kv.values.nbytes for kv in self.layers)
 
+    @staticmethod
+    def copied(pieces: Sequence[Sequence[LayerKV]], length: int) -> Block:
+        """A block of ``length`` tokens from consecutive ``pieces`` (per piece, one per layer)."""
+        layers = []
+        for parts in zip(*pieces, strict=True):
+            layers.append(join(parts))
+            mx.eval(layers[-1])  # one layer at a time bounds the transient copy
+        return Block(layers, length)
+
+    def tokens(self, start: int, stop: int) -> list[LayerKV]:
+        """Views of the tokens [start, stop) of every layer."""
+        return [kv.tokens(start, stop) for kv in self.layers]
+
     def split(self, at: int) -> tuple[Block, Block]:
         """Two blocks, [0, at) and [at, length), each with memory of its own."""
         assert 0 < at < self.length
-        head, rest = [], []
-        for kv in self.layers:
-            head.append(own(kv.tokens(0, at)))
-            rest.append(own(kv.tokens(at, self.length)))
-            mx.eval(head[-1], rest[-1])  # one layer at a time bounds the transient copy
-        return Block(head, at), Block(rest, self.length - at)
+        rest = Block.copied([self.tokens(at, self.length)], self.length - at)
+        return Block.copied([self.tokens(0, at)], at), rest
 
     @staticmethod
     def concat(blocks: Sequence[Block]) -> Block:
         """One block with the tokens of all ``blocks`` in order."""
-        layers = []
-        for parts in zip(*(b.layers for b in blocks), strict=True):
-            layers.append(join(parts))
-            mx.eval(layers[-1])
-        return Block(layers, sum(b.length for b in blocks))
+        return Block.copied([b.layers for b in blocks], sum(b.length for b in blocks))
 
 
 class Holder(Protocol):
     """A running row, as far as the cache needs to know it."""
 
+    @property
+    def anchor(self) -> int:
+        """The tokens [0, anchor) are lent to the row; what follows it keeps itself."""
+        ...
+
     def kv(self, start: int, stop: int) -> list[LayerKV]:
-        """Views of the KV of the tokens at positions [start, stop) of the row."""
+        """Views of the KV that the row keeps for the positions [start, stop)."""
+        ...
+
+    def rehome(self, anchor: int) -> None:
+        """From now on [0, anchor) is lent: keep only what follows, in less memory."""
         ...
 
 
@@ -110,7 +119,5 @@ class Resident:
         )
 
     def block(self) -> Block:
-        """These tokens as a block with memory of its own, on its way to being computed."""
-        layers = [own(kv) for kv in self.holder.kv(self.start, self.start + self.length)]
-        mx.async_eval([list(kv) for kv in layers])
-        return Block(layers, self.length)
+        """These tokens as a block with memory of its own."""
+        return Block.copied([self.holder.kv(self.start, self.start + self.length)], self.length)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from cache.block import LayerKV
+from cache.prefix_cache import Reserve
 
 GRANULE = 256  # tokens; the capacity of a slot is a multiple of it
 MOST_SLOTS = 16
@@ -43,7 +44,10 @@ def round_capacity(tokens: int) -> int:
 class Slab:
     """``slots`` tails of ``capacity`` tokens each, for every layer in ``shapes``."""
 
-    def __init__(self, shapes: Sequence[LayerShape], slots: int, capacity: int) -> None:
+    def __init__(
+        self, shapes: Sequence[LayerShape], slots: int, capacity: int, number: int
+    ) -> None:
+        self.number = number  # rows are attended in the order of their slabs
         self.capacity = capacity
         self.holders: list[object | None] = [None] * slots
         self.keys = [mx.zeros((slots, s.heads, capacity, s.key_dim), s.dtype) for s in shapes]
@@ -73,11 +77,14 @@ class Slab:
 
 
 class SlabPool:
-    """All slabs of one model."""
+    """All slabs of one model. ``reserve`` is asked before memory is allocated."""
 
-    def __init__(self, shapes: Sequence[LayerShape]) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], reserve: Reserve) -> None:
         self.shapes = tuple(shapes)
+        self.reserve = reserve
+        self.token_bytes = sum(s.token_bytes for s in self.shapes)
         self.slabs: list[Slab] = []
+        self._made = 0
 
     @property
     def nbytes(self) -> int:
@@ -85,29 +92,27 @@ class SlabPool:
         return sum(s.nbytes for s in self.slabs)
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of one token over all layers."""
-        return sum(s.token_bytes for s in self.shapes)
+    def taken(self) -> int:
+        """Number of slots taken."""
+        return sum(s.used for s in self.slabs)
 
-    def cost(self, capacity: int, *, single: bool = False) -> int:
-        """Bytes that taking one more slot would allocate; 0 where one is free."""
-        if any(None in s.holders for s in self.slabs if s.capacity == capacity):
-            return 0
-        slots = 1 if single else self._next_slots(capacity)
-        return slots * capacity * self.token_bytes
-
-    def take(self, holder: object, capacity: int, *, single: bool = False) -> tuple[Slab, int]:
+    def take(self, holder: object, capacity: int, spare: int = 0) -> tuple[Slab, int] | None:
         """A free slot of ``capacity``, in a new slab where there is none.
 
-        ``single`` keeps a new slab to one slot: for when memory is short.
+        ``None`` where memory is lacking for a slab, or for ``spare`` more bytes beside it.
         """
-        for slab in self.slabs:
-            if slab.capacity == capacity and None in slab.holders:
-                break
-        else:
-            slots = 1 if single else self._next_slots(capacity)
-            slab = Slab(self.shapes, slots, capacity)
-            self.slabs.append(slab)
+        slab = self._free(capacity)
+        if slab is None or spare:
+            # Where a slab that foresees neighbours does not fit, one for a single row may.
+            for slots in (0,) if slab else (self._next_slots(capacity), 1):
+                if self.reserve(slots * capacity * self.token_bytes + spare):
+                    break
+            else:
+                return None
+            if slab is None:
+                slab = Slab(self.shapes, slots, capacity, self._made)
+                self._made += 1
+                self.slabs.append(slab)
         slot = slab.holders.index(None)
         slab.holders[slot] = holder
         return slab, slot
@@ -118,6 +123,10 @@ class SlabPool:
         slab.holders[slot] = None
         if not slab.used:
             self.slabs.remove(slab)
+
+    def _free(self, capacity: int) -> Slab | None:
+        fitting = (s for s in self.slabs if s.capacity == capacity and None in s.holders)
+        return next(fitting, None)
 
     def _next_slots(self, capacity: int) -> int:
         taken = sum(len(s.holders) for s in self.slabs if s.capacity == capacity)

@@ -1,0 +1,365 @@
+"""The shared prefix cache of one namespace: match, lend, commit, release, evict.
+
+KV exists once: in a block of the tree, or in the tail of the row that computed it, where the
+tree points at it. Owned by the engine thread. Knows nothing of models or of scheduling.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .block import Block, Holder, Resident
+from .radix import Node, RadixTree
+
+Reserve = Callable[[int], bool]
+"""Makes room for so many more bytes, by eviction if need be; False where it cannot."""
+
+
+class Hit(NamedTuple):
+    """What the tree has for a prompt.
+
+    ``length`` tokens can be reused, ``whole`` of them without cutting a block. ``kv_length``
+    tokens match: more than ``length`` where a layer that cannot be cut has no snapshot that deep.
+    """
+
+    length: int
+    whole: int
+    kv_length: int
+    snapshot: object | None
+
+
+NO_HIT = Hit(0, 0, 0, None)
+
+
+class Stats(NamedTuple):
+    """Sizes of the cache; ``lent`` bytes are borrowed by at least one row."""
+
+    tokens: int
+    nodes: int
+    nbytes: int
+    lent: int
+    snapshot_nbytes: int
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """A row's hold on the path to ``node``; released exactly once."""
+
+    node: Node
+    live: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Whether a borrowed, otherwise unused block moves into the borrower's tail.
+
+    Every lent node costs operations per layer and step, a move costs one copy. A block of
+    ``most`` tokens or fewer is moved; one with more than ``forks`` continuations is wanted by
+    others and stays.
+    """
+
+    most: int = 1024
+    forks: int = 2
+    scrap: int = 64  # tokens; a shorter piece at the end is copied even while others borrow it
+
+
+@dataclass(eq=False, slots=True)
+class PrefixCache:
+    """Facade over one radix tree.
+
+    ``stateful`` marks a model with layers whose state cannot be cut: a hit then ends at a
+    snapshot. ``copying`` marks one whose rows copy all they borrow (anchor 0) and keep nothing
+    for the tree. ``reserve`` is asked before any bytes are allocated.
+    """
+
+    reserve: Reserve
+    stateful: bool = False
+    copying: bool = False
+    enabled: bool = True
+    keeping: Keeping = field(default_factory=Keeping)
+    tree: RadixTree = field(default_factory=RadixTree)
+    evicted_tokens: int = 0
+
+    def lookup(self, prompt: array[int]) -> Hit:
+        """What can be reused of ``prompt``: at most all but its last token. Changes nothing."""
+        if not self.enabled:
+            return NO_HIT
+        node, length = self.tree.match(prompt[: len(prompt) - 1])
+        if not self.stateful:
+            return Hit(length, length if node.end == length else node.start, length, None)
+        deepest: Node | None = node
+        while deepest is not None and (deepest.snapshot is None or deepest.end > length):
+            deepest = deepest.parent
+        if deepest is None:
+            return NO_HIT._replace(kv_length=length)
+        return Hit(deepest.end, deepest.end, length, deepest.snapshot)
+
+    def lend(self, prompt: array[int], length: int) -> tuple[Lease, int] | None:
+        """Holds the first ``length`` tokens of ``prompt``, which must match.
+
+        Returns the lease and the anchor up to which they stay lent: what lies between anchor
+        and ``length`` is not worth lending, and the row is expected to ``adopt`` it. ``None``
+        where there is no memory to cut a block or to take one out of another row.
+        """
+        if not length:
+            return Lease(self.tree.root), 0
+        node = self._fork(prompt, length)
+        if node is None:
+            return None
+        self.tree.lock(node)
+        path = node.path()
+        kept = len(path) if self.copying else self._adoptable(path)
+        if not self._materialise(path if self.copying else path[: len(path) - kept]):
+            self.tree.unlock(node)
+            return None
+        self.tree.touch(node)
+        return Lease(node), path[-1 - kept].end if kept < len(path) else 0
+
+    def cancel(self, lease: Lease) -> None:
+        """Ends a lease whose row was not started after all."""
+        lease.live = False
+        if lease.node is not self.tree.root:
+            self.tree.unlock(lease.node)
+
+    def adopt(self, lease: Lease, holder: Holder) -> None:
+        """The row has copied what follows its anchor: blocks nobody else uses are dropped."""
+        node = lease.node
+        if self.copying:
+            return
+        while node.start >= holder.anchor and node.parent is not None:
+            if node.loans == 1:
+                self.tree.set_payload(node, Resident(holder, node.start, node.length))
+            node = node.parent
+
+    def pieces(self, lease: Lease, start: int) -> Iterator[Block]:
+        """The blocks of the leased path from position ``start`` (a node's border) on."""
+        for node in lease.node.path():
+            if node.start >= start:
+                assert isinstance(node.payload, Block)
+                yield node.payload
+
+    def lent(self, lease: Lease, anchor: int) -> list[Node]:
+        """The nodes of the leased path that lie before ``anchor``."""
+        return [n for n in lease.node.path() if n.end <= anchor]
+
+    def commit(self, lease: Lease, holder: Holder, tokens: array[int]) -> bool:
+        """Puts the KV of ``tokens`` (all of the row so far) into the tree, without a copy.
+
+        False where memory to cut a block was lacking; nothing has changed then.
+        """
+        node = lease.node
+        if not self.enabled or node.end >= len(tokens):
+            return True
+        if self._extendable(node, holder):
+            grown = Resident(holder, node.start, len(tokens) - node.start)
+            self.tree.extend(node, tokens[node.end :], grown)
+            return True
+        matched = self.tree.match(tokens).length
+        parent = self._fork(tokens, matched) if matched else self.tree.root
+        if parent is None:
+            return False
+        if matched < len(tokens):
+            rest = Resident(holder, matched, len(tokens) - matched)
+            parent = self.tree.insert(parent, tokens[matched:], rest)
+        self._move_lock(lease, parent)
+        return not self.copying or not isinstance(parent.payload, Resident) or self._copy_out(parent)
+
+    def wants_snapshot(self, lease: Lease, end: int) -> bool:
+        """Whether the leased path ends after exactly ``end`` tokens and has no state there."""
+        node = lease.node
+        return self.enabled and node.end == end > 0 and node.snapshot is None
+
+    def snapshot(self, lease: Lease, end: int, state: object, nbytes: int) -> None:
+        """Keeps ``state``, valid after exactly ``end`` tokens, where ``wants_snapshot``."""
+        assert self.wants_snapshot(lease, end)
+        self.tree.set_snapshot(lease.node, state, nbytes)
+
+    def release(self, lease: Lease, holder: Holder) -> None:
+        """Ends the lease: what lies in the row's tail becomes blocks, as far as memory allows."""
+        assert lease.live
+        lease.live = False
+        node = lease.node
+        if node is self.tree.root:
+            return
+        self.tree.touch(node)
+        for resident in self._chains(node, holder):
+            if not self._copy_out(resident):
+                break
+        path = node.path()
+        self.tree.unlock(node)
+        self._drop_residents(path, holder)
+
+    def evict(self) -> int:
+        """Drops the least recently used leaf that is not on loan; the bytes it freed, or -1."""
+        leaf = next(self.tree.lru_leaves(), None)
+        if leaf is None:
+            return self._evict_snapshot()
+        before = self.tree.nbytes
+        self.evicted_tokens += leaf.length
+        self.tree.remove(leaf)
+        return before - self.tree.nbytes
+
+    def clear(self) -> None:
+        """Drops everything that is not on loan."""
+        while self.evict() >= 0:
+            pass
+
+    def stats(self) -> Stats:
+        """Sizes, by a walk over the tree."""
+        lent = sum(n.payload.nbytes for n in self.tree.walk() if n.loans and n.payload)
+        tree = self.tree
+        return Stats(tree.tokens, tree.nodes, tree.nbytes, lent, tree.snapshot_nbytes)
+
+    def _evict_snapshot(self) -> int:
+        node = next(self.tree.lru_snapshots(), None)
+        if node is None:
+            return -1
+        freed = node.snapshot_nbytes
+        self.tree.drop_snapshot(node)
+        return freed
+
+    def _fork(self, tokens: array[int], length: int) -> Node | None:
+        """The node that ends after ``length`` matching tokens, made by a split if need be."""
+        node, matched = self.tree.match(tokens[:length])
+        assert matched == length
+        if node.end == length:
+            return node
+        payload = node.payload
+        assert isinstance(payload, Block | Resident)
+        self.tree.lock(node)  # making room must not evict what is about to be cut
+        fits = self.reserve(payload.nbytes)
+        self.tree.unlock(node)
+        if not fits:
+            return None
+        upper, lower = payload.split(length - node.start)
+        return self.tree.split(node, length, upper, lower)
+
+    def _adoptable(self, path: Sequence[Node]) -> int:
+        """How many nodes at the end of ``path`` are better kept by the borrower itself."""
+        total = count = 0
+        for node in reversed(path):
+            total += node.length
+            if not isinstance(node.payload, Block) or total > self.keeping.most:
+                break
+            private = node.loans == 1 and len(node.children) <= self.keeping.forks
+            scrap = total <= self.keeping.scrap
+            if not (private or scrap):
+                break
+            count += 1
+        return count
+
+    def _materialise(self, path: Sequence[Node]) -> bool:
+        """Makes nodes that point into rows' tails blocks of their own; those rows borrow too."""
+        residents = [n for n in path if isinstance(n.payload, Resident)]
+        if not self.reserve(sum(self._block_bytes(n) for n in residents)):
+            return False
+        ends: dict[Holder, int] = {}
+        for node in residents:
+            assert isinstance(node.payload, Resident)
+            ends[node.payload.holder] = node.end
+            self.tree.set_payload(node, node.payload.block())
+        for holder, end in ends.items():
+            holder.rehome(end)
+        return True
+
+    def _block_bytes(self, node: Node) -> int:
+        payload = node.payload
+        if not isinstance(payload, Resident):
+            return 0
+        views = payload.holder.kv(payload.start, payload.start + payload.length)
+        return sum(kv.keys.nbytes + kv.values.nbytes for kv in views)
+
+    def _extendable(self, node: Node, holder: Holder) -> bool:
+        payload = node.payload
+        return (
+            isinstance(payload, Resident)
+            and payload.holder is holder
+            and not node.children
+            and node.snapshot is None
+        )
+
+    def _move_lock(self, lease: Lease, node: Node) -> None:
+        self.tree.lock(node)
+        if lease.node is not self.tree.root:
+            self.tree.unlock(lease.node)
+        lease.node = node
+
+    def _chains(self, node: Node, holder: Holder) -> list[Node]:
+        """Merges the row's unforked resident nodes; those that are left, from the top down."""
+        left = []
+        current: Node | None = node
+        while current is not None and current.parent is not None:
+            if not (isinstance(current.payload, Resident) and current.payload.holder is holder):
+                current = current.parent
+                continue
+            while self._mergeable(current, holder):
+                upper = current.parent
+                assert upper is not None
+                whole = Resident(holder, upper.start, current.end - upper.start)
+                self.tree.merge(current, whole)
+            left.append(current)
+            current = current.parent
+        return left[::-1]
+
+    def _mergeable(self, node: Node, holder: Holder) -> bool:
+        upper = node.parent
+        return (
+            upper is not None
+            and isinstance(upper.payload, Resident)
+            and upper.payload.holder is holder
+            and len(upper.children) == 1
+            and upper.snapshot is None
+            and upper.loans == node.loans
+        )
+
+    def _copy_out(self, node: Node) -> bool:
+        assert isinstance(node.payload, Resident)
+        if not self.reserve(self._block_bytes(node)):
+            return False
+        block = node.payload.block()
+        self.tree.set_payload(node, block)
+        self._merge_up(node)
+        return True
+
+    def _merge_up(self, node: Node) -> None:
+        """Joins a block with an unforked one before it, if that at most doubles the copying."""
+        while (upper := node.parent) is not None and isinstance(upper.payload, Block):
+            assert isinstance(node.payload, Block)
+            unforked = len(upper.children) == 1 and upper.snapshot is None
+            if not unforked or upper.loans != node.loans or upper.length > node.length:
+                return
+            if not self.reserve(upper.payload.nbytes + node.payload.nbytes):
+                return
+            self.tree.merge(node, Block.concat([upper.payload, node.payload]))
+
+    def _drop_residents(self, path: Sequence[Node], holder: Holder) -> None:
+        """Removes what could not be copied out, with all that hangs below it."""
+        for node in path:
+            if isinstance(node.payload, Resident) and node.payload.holder is holder:
+                if not node.loans:
+                    self._drop_below(node)
+                    return
+                heir = self._heir(node, holder)
+                self.tree.set_payload(node, Resident(heir, node.start, node.length))
+
+    def _heir(self, node: Node, holder: Holder) -> Holder:
+        """Another row that computed the same tokens at the same time and still keeps them."""
+        below = list(node.children.values())
+        while below:
+            child = below.pop()
+            payload = child.payload
+            if isinstance(payload, Resident) and payload.holder is not holder:
+                assert payload.holder.anchor <= node.start
+                return payload.holder
+            below.extend(child.children.values())
+        raise AssertionError("a row borrows from a tail that ends")
+
+    def _drop_below(self, node: Node) -> None:
+        for child in list(node.children.values()):
+            self._drop_below(child)
+        assert not node.loans
+        self.evicted_tokens += node.length
+        self.tree.remove(node)

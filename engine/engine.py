@@ -1,0 +1,389 @@
+"""One loaded model with its prefix cache: admit rows, prefill them, run decode steps, release.
+
+Synchronous; everything happens on the engine thread. Knows nothing of queues or clients.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from cache.block import Block, join
+from cache.prefix_cache import Hit, Keeping, Lease, PrefixCache
+
+from .attention import LentLayer, Plan, install
+from .loader import Loaded
+from .plans import DecodePlan, PrefillPlan, rank
+from .rows import Row, Tail
+from .sampling import RowSampling, Sampled, commit, sample
+from .slabs import GRANULE, LayerShape, SlabPool, round_capacity
+from .states import Snapshot, StateBatch, arrays, duplicate, nbytes, take_snapshot
+
+Attention = Literal["lent", "copied"]
+MOST_CHUNK = 1024  # tokens of one prefill pass; bounds the scores that attention holds at once
+FORK = 32  # tokens; from here on it pays to learn where prompts of a stateful model fork
+
+
+class Choice(NamedTuple):
+    """The token sampled for one row, with log-probabilities where it asked for them."""
+
+    row: Row
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class InFlight(NamedTuple):
+    """A decode step that has been submitted."""
+
+    rows: list[Row]
+    sampled: Sampled
+
+
+class Memory(NamedTuple):
+    """Bytes of KV by state: lent to rows, owned by rows, cached and unused, free."""
+
+    lent: int
+    owned: int
+    cached: int
+    free: int
+
+
+class Engine:
+    """Runs one model for many rows.
+
+    ``kv_memory`` bytes bound the KV of rows and tree together. ``attention`` "lent" reads
+    blocks of the tree in place; "copied" gives each row mlx-lm's own caches, for models that
+    compute attention in their own way.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        kv_memory: int,
+        prefix_cache: bool = True,
+        attention: Attention = "lent",
+        keeping: Keeping | None = None,
+    ) -> None:
+        self.model = loaded.model
+        self.vocab_size = loaded.vocab_size
+        self.kv_memory = kv_memory
+        self.attention: Attention = attention
+        install()
+        template = _probe(self.model)
+        by_token = [i for i, c in enumerate(template) if type(c) is KVCache]
+        self._lent = {
+            layer: LentLayer(i) for i, layer in enumerate(by_token) if attention == "lent"
+        }
+        self._own = [i for i in range(len(template)) if i not in self._lent]
+        self._stateful = len(by_token) < len(template)
+        self._shapes = [_shape(template[i]) for i in by_token]
+        self.token_bytes = sum(s.token_bytes for s in self._shapes)
+        self._state_bytes = sum(
+            _most_bytes(template[i]) for i in self._own if type(template[i]) is not KVCache
+        )
+        self.pool = SlabPool(self._shapes if attention == "lent" else (), self.reserve)
+        self.cache = PrefixCache(
+            reserve=self.reserve,
+            stateful=self._stateful,
+            copying=attention == "copied",
+            enabled=prefix_cache,
+            keeping=keeping or Keeping(),
+        )
+        self.batchable = all(hasattr(template[i], "merge") for i in self._own)
+        self.input_tokens = 0
+        self._batch = StateBatch()
+        self._rows: set[Row] = set()
+        self._decoding: list[Row] = []
+        self._inflight: InFlight | None = None
+
+    # memory
+
+    @property
+    def used(self) -> int:
+        """Bytes of KV and states held by rows and tree."""
+        states = self._batch.nbytes + sum(nbytes(r.states) for r in self._rows)
+        return self.pool.nbytes + self.cache.tree.nbytes + states
+
+    def reserve(self, size: int) -> bool:
+        """Whether ``size`` more bytes fit, after evicting as much as that takes."""
+        promised = self._promised([len(r.tokens) for r in self._rows])
+        missing = self.pool.nbytes + self.cache.tree.nbytes + promised + size - self.kv_memory
+        while missing > 0:
+            freed = self.cache.evict()
+            if freed < 0:
+                return False
+            missing -= freed
+        return True
+
+    def _promised(self, lengths: Sequence[int]) -> int:
+        """The most bytes that mlx-lm's caches of rows of such lengths may take.
+
+        mlx-lm pads a batch to its longest row, and copies it when rows join.
+        """
+        if not lengths or not self._own:
+            return 0
+        states = self._state_bytes
+        if self.attention == "copied":
+            states += (round_capacity(max(lengths)) + GRANULE) * self.token_bytes
+        return 2 * len(lengths) * states
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a prompt of so many tokens could ever be served within the budget."""
+        return (round_capacity(tokens) + GRANULE) * self.token_bytes <= self.kv_memory
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest prompt that ``fits``."""
+        if not self.token_bytes:
+            return 1 << 30
+        return max(0, self.kv_memory // self.token_bytes // GRANULE - 1) * GRANULE
+
+    def memory(self) -> Memory:
+        """Where the budget is."""
+        stats = self.cache.stats()
+        owned = self.used - stats.nbytes
+        free = max(0, self.kv_memory - self.used)
+        return Memory(stats.lent, owned, stats.nbytes - stats.lent, free)
+
+    # a row's life
+
+    def lookup(self, tokens: array[int]) -> Hit:
+        """What the cache has for a prompt."""
+        return self.cache.lookup(tokens)
+
+    def admit(
+        self,
+        request_id: str,
+        tokens: array[int],
+        sampling: RowSampling,
+        boundaries: Sequence[int] = (),
+    ) -> Row | None:
+        """Starts a row on the longest cached prefix of ``tokens``; ``None``: not now."""
+        hit = self.cache.lookup(tokens)
+        leased = self.cache.lend(tokens, hit.length)
+        if leased is None and hit.whole < hit.length:
+            # No memory to cut the last block: do with those that match as they are.
+            hit = hit._replace(length=hit.whole)
+            leased = self.cache.lend(tokens, hit.length)
+        if leased is None:
+            return None
+        lease, anchor = leased
+        lengths = [len(r.tokens) for r in self._rows]
+        spare = self._promised([*lengths, len(tokens)]) - self._promised(lengths)
+        # Every running row should still be able to grow a little.
+        spare += self.pool.taken * GRANULE * self.pool.token_bytes // 4
+        tail = None
+        if self.attention == "lent":
+            tail = Tail.take(self.pool, anchor, round_capacity(len(tokens) - anchor), spare)
+        if tail is None and (self.attention == "lent" or not self.reserve(spare)):
+            self.cache.cancel(lease)
+            return None
+        forks = [hit.kv_length] if hit.kv_length - hit.length >= FORK else []
+        ends = sorted({b for b in (*boundaries, *forks) if hit.length < b < len(tokens) - 1})
+        row = Row(
+            request_id,
+            tokens,
+            sampling,
+            lease,
+            hit.length,
+            ends if self._stateful else [],
+            tail,
+            self._states(hit, lease),
+        )
+        if tail is not None:
+            for block in self.cache.pieces(lease, anchor):
+                tail.put(anchor, list(block.layers))
+                anchor += block.length
+            self.cache.adopt(lease, row)
+        self._rows.add(row)
+        if not row.remaining:
+            self._prefilled(row)
+        return row
+
+    def prefill(self, row: Row, most: int) -> int:
+        """Runs up to ``most`` prompt tokens of a row; how many it were."""
+        most = min(most, MOST_CHUNK)
+        stop = min([len(row.tokens) - 1, row.length + most, *row.boundaries[:1]])
+        count = stop - row.length
+        assert count > 0
+        plan = None
+        if row.tail is not None:
+            blocks = [_block(n.payload) for n in self.cache.lent(row.lease, row.anchor)]
+            plan = PrefillPlan(row, blocks, count)
+        ids = mx.array(row.tokens[row.length : stop].tolist())[None]
+        self.model(ids, cache=self._caches(plan, row.states))
+        stored: list[Any] = [arrays(row.states)]
+        if row.tail is not None:
+            stored += [row.tail.slab.keys, row.tail.slab.values]
+        # Only what the KV depends on is computed: no last layer's output, no logits.
+        mx.eval(stored)
+        row.length = stop
+        self.input_tokens += count
+        boundary = row.boundaries[:1] == [stop]
+        if boundary:
+            row.boundaries.pop(0)
+        committed = self.cache.commit(row.lease, row, row.tokens[:stop])
+        if (boundary or not row.remaining) and committed:
+            self._snapshot(row)
+        if not row.remaining:
+            self._prefilled(row)
+        return count
+
+    def mark(self, row: Row, position: int) -> None:
+        """Makes a prefilling row keep its states at ``position``, which another prompt shares."""
+        if self._stateful and row.length < position < len(row.tokens) - 1:
+            row.boundaries = sorted({*row.boundaries, position})
+
+    def make_room(self, row: Row) -> bool:
+        """Whether the row's next token has a place; grows its tail by one granule if not."""
+        if row.tail is None:
+            return self.reserve(0)
+        if row.length < row.tail.end:
+            return True
+        grown = row.tail.moved(row.anchor, row.length, row.tail.capacity + GRANULE)
+        row.tail = grown or row.tail
+        return grown is not None
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Starts one decode step for all ``rows``, each of which has room for a token."""
+        assert self._inflight is None
+        logits = self.decode(rows)
+        samplers = [r.sampling for r in self._decoding]
+        sampled = sample(logits, samplers, [len(r.tokens) for r in self._decoding])
+        commit(samplers, sampled.tokens)
+        results = [sampled.tokens, sampled.logprobs, sampled.top]
+        mx.async_eval(results, arrays(self._batch.caches))
+        self._inflight = InFlight(self._decoding, sampled)
+
+    def decode(self, rows: Sequence[Row]) -> mx.array:
+        """Logits [B, V] after each row's last token, in ``self._decoding``'s order; lazy."""
+        ordered = self._batch.order(rows) if self._own else sorted(rows, key=rank)
+        plan = None
+        if self._lent:
+            lent = {r: self.cache.lent(r.lease, r.anchor) if r.anchor else [] for r in ordered}
+            plan = DecodePlan(ordered, lent)
+        ids = mx.array([[r.tokens[r.length]] for r in ordered])
+        logits: mx.array = self.model(ids, cache=self._caches(plan, self._batch.caches))
+        for row in ordered:
+            row.length += 1
+        self.input_tokens += len(ordered)
+        self._decoding = ordered
+        return logits[:, -1]
+
+    def position(self, row: Row) -> int:
+        """Where the row's logits are in the result of the last ``decode``."""
+        return self._decoding.index(row)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a submitted step has not been collected."""
+        return self._inflight is not None
+
+    def collect(self) -> list[Choice]:
+        """Waits for the submitted step; appends its tokens to the rows."""
+        assert self._inflight is not None
+        rows, sampled = self._inflight
+        self._inflight = None
+        mx.eval(sampled.tokens)
+        choices = []
+        details = _details(sampled)
+        for i, (row, token) in enumerate(zip(rows, sampled.tokens.tolist(), strict=True)):
+            row.tokens.append(token)
+            logprob, top = details.get(i, (None, ()))
+            choices.append(Choice(row, token, logprob, top))
+        return choices
+
+    def release(self, row: Row) -> None:
+        """Ends a row in any phase; what it computed stays in the tree as far as memory allows."""
+        keep = self.cache.enabled and bool(self._own)
+        if row.batch is not None:
+            self._batch.leave(row, keep=keep)
+        self._rows.discard(row)
+        committed = self.cache.commit(row.lease, row, row.tokens[: row.length])
+        if committed and keep:
+            self._snapshot(row)
+        self.cache.release(row.lease, row)
+        if row.tail is not None:
+            row.tail.free()
+
+    # parts
+
+    def _states(self, hit: Hit, lease: Lease) -> dict[int, Any]:
+        if not self._own:
+            return {}
+        fresh = make_prompt_cache(self.model)
+        states = {i: fresh[i] for i in self._own}
+        if isinstance(hit.snapshot, Snapshot):
+            states.update(duplicate(hit.snapshot.states))
+        if self.attention == "copied" and hit.length:
+            blocks = list(self.cache.pieces(lease, 0))
+            whole = [c for c in states.values() if type(c) is KVCache]
+            for i, kv in enumerate(whole):
+                kv.keys, kv.values = join([b.layers[i] for b in blocks])
+                kv.offset = hit.length
+            mx.eval(arrays(states))
+        return states
+
+    def _prefilled(self, row: Row) -> None:
+        if self._own:
+            self._batch.join(row)
+
+    def _snapshot(self, row: Row) -> None:
+        """Keeps the states that cannot be cut, at the row's present length."""
+        if not self._stateful or not self.cache.wants_snapshot(row.lease, row.length):
+            return
+        states = {i: s for i, s in row.single_states().items() if type(s) is not KVCache}
+        if self.reserve(nbytes(states)):
+            kept = take_snapshot(states)
+            self.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
+
+    def _caches(self, plan: Plan | None, states: dict[int, Any]) -> list[Any]:
+        for lent in self._lent.values():
+            lent.plan = plan
+        total = len(self._lent) + len(self._own)
+        return [self._lent[i] if i in self._lent else states[i] for i in range(total)]
+
+
+def _block(payload: object) -> Block:
+    assert isinstance(payload, Block)
+    return payload
+
+
+def _probe(model: Any) -> list[Any]:
+    """The model's caches after one token: what each layer keeps, in which shape."""
+    caches = make_prompt_cache(model)
+    mx.eval(model(mx.array([[0]]), cache=caches))
+    return list(caches)
+
+
+def _shape(cache: KVCache) -> LayerShape:
+    keys, values = cache.keys, cache.values
+    return LayerShape(keys.shape[1], keys.shape[3], values.shape[1], values.shape[3], keys.dtype)
+
+
+def _most_bytes(cache: Any) -> int:
+    """Bytes that the state of one row can grow to, from a cache that has seen one token."""
+    window = getattr(cache, "max_size", None)
+    if window is None:
+        return nbytes({0: cache})
+    token = (cache.keys.nbytes + cache.values.nbytes) // cache.keys.shape[2]
+    return int(token * (window + MOST_CHUNK))
+
+
+def _details(sampled: Sampled) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
+    """Log-probabilities by batch index, for the rows that asked."""
+    if sampled.logprobs is None:
+        return {}
+    chosen = sampled.logprobs.tolist()
+    tops: list[list[tuple[int, float]]] = [[] for _ in chosen]
+    if sampled.top is not None:
+        ids, values = sampled.top
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        tops = [list(zip(i, v, strict=True)) for i, v in pairs]
+    return {row: (chosen[n], tuple(tops[n])) for n, row in enumerate(sampled.asked)}

@@ -1,0 +1,63 @@
+"""From options to a running engine: load, self-check, budget. Engine thread only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mlx.utils import tree_reduce
+
+from . import device
+from .calibration import calibrate
+from .engine import Attention, Engine
+from .loader import Loaded, LoadError, load
+from .selfcheck import lends_correctly
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What to load and how; ``kv_memory`` in bytes, None: what the device recommends."""
+
+    model: str
+    kv_memory: int | None = None
+    prefix_cache: bool = True
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    max_context: int | None = None
+
+
+class Started(NamedTuple):
+    """A running engine, what it was made from, and the bytes of its weights."""
+
+    engine: Engine
+    loaded: Loaded
+    weights: int
+
+
+def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Started:
+    """Loads and checks a model. Raises LoadError with one line that says what to do."""
+    loaded = load(
+        options.model,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        max_context=options.max_context,
+        progress=progress,
+    )
+    weights = tree_reduce(lambda total, x: total + x.nbytes, loaded.model.parameters(), 0)
+    kv_memory = options.kv_memory or device.default_kv_memory(weights)
+    device.setup(weights, kv_memory)
+    progress("checking attention over lent blocks against mlx-lm")
+    attention: Attention = "lent" if lends_correctly(loaded) else "copied"
+    if attention == "copied":
+        progress("this model computes attention in its own way: prefixes are copied, not lent")
+    engine = Engine(
+        loaded, kv_memory=kv_memory, prefix_cache=options.prefix_cache, attention=attention
+    )
+    if attention == "lent":
+        engine.cache.keeping = calibrate(engine)
+    if not engine.fits(1):
+        least = (2 * engine.token_bytes * 256) / 1e6
+        raise LoadError(f"--kv-memory is too small for this model: give at least {least:.0f}MB")
+    device.clear_cache()
+    return Started(engine, loaded, weights)

@@ -1,0 +1,389 @@
+"""The synchronous core: which requests run, what the next step is, and what came of it.
+
+Owned by the engine thread. Knows the engine by its methods only; no threads, no clients.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from engine.sampling import RowSampling
+
+from cache.prefix_cache import Hit
+from engine.engine import MOST_CHUNK, Choice
+from engine.rows import Row
+
+from .events import Event, Finished, FinishReason, Token, TokenLogprob
+from .pace import PrefillPace
+from .request import Request
+from .stats import NO_STATS, SchedulerStats
+
+LEAST_CHUNK = 32  # tokens; below this the fixed costs of a pass dominate
+IDLE_FACTOR = 4  # with nothing decoding, a chunk may take so many stall targets
+WORTH_WAITING = 64  # tokens of common prefix for which a follower waits
+MOST_PASSED_OVER = 16  # times that something gives way to what came later
+
+
+class EngineLike(Protocol):
+    """What the scheduler needs of the engine."""
+
+    vocab_size: int
+    batchable: bool
+
+    @property
+    def busy(self) -> bool: ...
+    def fits(self, tokens: int) -> bool: ...
+    def lookup(self, tokens: array[int]) -> Hit: ...
+    def admit(
+        self,
+        request_id: str,
+        tokens: array[int],
+        sampling: RowSampling,
+        boundaries: Sequence[int] = (),
+    ) -> Row | None: ...
+    def mark(self, row: Row, position: int) -> None: ...
+    def prefill(self, row: Row, most: int) -> int: ...
+    def make_room(self, row: Row) -> bool: ...
+    def submit(self, rows: Sequence[Row]) -> None: ...
+    def collect(self) -> list[Choice]: ...
+    def release(self, row: Row) -> None: ...
+
+
+class Entry:
+    """One request from acceptance to its terminal event."""
+
+    __slots__ = (
+        "accepted",
+        "admitted",
+        "boundaries",
+        "computed",
+        "generated",
+        "hit",
+        "last_token",
+        "passed_over",
+        "request",
+        "row",
+        "sampling",
+        "started",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, vocab_size: int, now: float) -> None:
+        self.request = request
+        self.tokens = array("i", request.prompt)
+        self.boundaries = request.boundaries
+        self.sampling = RowSampling(request.sampling, request.prompt, vocab_size)
+        self.row: Row | None = None
+        self.hit = 0  # prompt tokens found in the cache when first admitted
+        self.computed = 0  # prompt tokens that went through the model
+        self.generated = 0
+        self.passed_over = 0
+        self.accepted = now
+        self.admitted = 0.0
+        self.started = 0.0
+        self.last_token = 0.0
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens that were reused; what was computed twice does not count as reuse."""
+        return max(0, min(self.hit, len(self.request.prompt) - self.computed))
+
+
+class Scheduler:
+    """Continuous batching over one engine.
+
+    ``max_rows`` bounds the rows in the engine. A prefill chunk next to running decodes is
+    sized so that a decode step and the chunks before it take ``stall_target`` seconds.
+    """
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        *,
+        max_rows: int = 64,
+        stall_target: float = 0.1,
+        stats: SchedulerStats = NO_STATS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.engine = engine
+        self.max_rows = max_rows if engine.batchable else 1
+        self.stall_target = stall_target
+        self.stats = stats
+        self.clock = clock
+        self.waiting: list[Entry] = []
+        self.prefilling: list[Entry] = []
+        self.decoding: list[Entry] = []
+        self.pace = PrefillPace()
+        self.preemptions = 0
+        self._entries: dict[str, Entry] = {}
+        self._aborted: set[str] = set()
+        self._decode_seconds = 0.0
+        self._submitted = 0.0
+        self._blocked = False  # nothing has changed since admission said: not now
+
+    # what callers do
+
+    def add(self, request: Request) -> None:
+        """Accepts a request; it will end in exactly one ``Finished``."""
+        assert request.id not in self._entries
+        entry = Entry(request, self.engine.vocab_size, self.clock())
+        self._entries[request.id] = entry
+        self.waiting.append(entry)
+        self._blocked = False
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request with the next step; one that has ended is left alone."""
+        if request_id in self._entries:
+            self._aborted.add(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has anything to do."""
+        return bool(self._entries)
+
+    @property
+    def running(self) -> int:
+        """Number of requests that have been admitted."""
+        return len(self.prefilling) + len(self.decoding)
+
+    def step(self) -> list[Event]:
+        """Does the next piece of work; returns what can be delivered.
+
+        Either collects a decode step and submits the next one, so that delivery overlaps with
+        it; or, when prompts wait, collects only, and prefills in the following call, so that
+        tokens are not held back for the length of a chunk.
+        """
+        events: list[Event] = []
+        if self.engine.busy:
+            self._collect(events)
+        elif not self._aborted:
+            self._admit(events)
+            self._prefill()
+        self._sweep_aborted(events)
+        if not self._prompts_waiting or not events:
+            self._submit(events)
+        return events
+
+    # phases
+
+    @property
+    def _prompts_waiting(self) -> bool:
+        room = self.running < self.max_rows
+        return bool(self.prefilling or (self.waiting and room and not self._blocked))
+
+    def _collect(self, events: list[Event]) -> None:
+        choices = self.engine.collect()
+        now = self.clock()
+        self._decode_seconds = now - self._submitted
+        self.stats.step("decode", self._decode_seconds, len(choices))
+        self.stats.generated(len(choices))
+        by_id = self._entries
+        for choice in choices:
+            self._deliver(by_id[choice.row.id], choice, now, events)
+
+    def _deliver(self, entry: Entry, choice: Choice, now: float, events: list[Event]) -> None:
+        entry.generated += 1
+        request = entry.request
+        if entry.generated == 1:
+            self.stats.first_token(now - entry.accepted, now - entry.admitted)
+        else:
+            self.stats.next_token(now - entry.last_token)
+        entry.last_token = now
+        if choice.token in request.stop_token_ids:
+            self._finish(entry, "stop", events)
+            return
+        logprob = None if choice.logprob is None else TokenLogprob(choice.logprob, choice.top)
+        events.append(Token(request.id, choice.token, logprob))
+        if entry.generated >= request.max_tokens:
+            self._finish(entry, "length", events)
+
+    def _admit(self, events: list[Event]) -> None:
+        """Starts waiting requests, those with the longest cached prefix first."""
+        if not self.waiting or self._blocked:
+            return
+        hits = {e: self.engine.lookup(e.tokens).length for e in self.waiting}
+        ranked = sorted(self.waiting, key=lambda e: (e.passed_over < MOST_PASSED_OVER, -hits[e]))
+        for entry in ranked:
+            if self.running >= self.max_rows:
+                break
+            if self._should_wait(entry, hits[entry]):
+                continue
+            row = self.engine.admit(
+                entry.request.id, entry.tokens, entry.sampling, entry.boundaries
+            )
+            if row is None:
+                self._refused(entry, events)
+                break
+            self._started(entry, row)
+            for other in self.waiting:
+                other.passed_over += other.accepted < entry.accepted
+
+    def _refused(self, entry: Entry, events: list[Event]) -> None:
+        """No memory now: wait for rows to end; alone, there is nothing to wait for."""
+        self._blocked = True
+        if not self.running:
+            self.waiting.remove(entry)
+            self._end(entry, "length" if entry.generated else "error", events)
+
+    def _started(self, entry: Entry, row: Row) -> None:
+        now = self.clock()
+        self.waiting.remove(entry)
+        entry.row = row
+        entry.passed_over = 0
+        if not entry.admitted:
+            entry.admitted, entry.hit = now, row.length
+            self.stats.admitted(now - entry.accepted, len(entry.tokens), row.length)
+        (self.prefilling if row.remaining else self.decoding).append(entry)
+
+    def _should_wait(self, entry: Entry, cached: int) -> bool:
+        """Whether a row that is being prefilled will soon have more of this prompt."""
+        most = len(entry.tokens) - 1
+        if most - cached < WORTH_WAITING:
+            return False
+        for leader in self.prefilling:
+            assert leader.row is not None
+            common = min(common_prefix(leader.tokens, entry.tokens), most, len(leader.tokens) - 1)
+            if common - cached >= WORTH_WAITING and leader.row.length < common:
+                self.engine.mark(leader.row, common)
+                return True
+        return False
+
+    def _prefill(self) -> None:
+        """Runs chunks until the time that running decodes may be kept waiting is used up."""
+        if not self.prefilling:
+            return
+        budget = self.stall_target - self._decode_seconds
+        budget = max(budget, self.stall_target / 4)
+        if not self.decoding:
+            budget = IDLE_FACTOR * self.stall_target
+        deadline = self.clock() + budget
+        while self.prefilling and not self._aborted:
+            entry = self._next_prefill()
+            row = entry.row
+            assert row is not None
+            left = deadline - self.clock()
+            size = self.pace.tokens(left, row.length, least=LEAST_CHUNK, most=MOST_CHUNK)
+            whole = min(row.remaining, MOST_CHUNK)
+            if size < whole and left < budget / 2:
+                break
+            self._chunk(entry, row, size)
+            if self.waiting or self.clock() >= deadline:
+                break
+
+    def _next_prefill(self) -> Entry:
+        """The shortest prompt first, but none is passed over for ever."""
+        oldest = self.prefilling[0]
+        if oldest.passed_over >= MOST_PASSED_OVER:
+            return oldest
+        shortest = min(self.prefilling, key=lambda e: e.row.remaining)  # type: ignore[union-attr]
+        if shortest is not oldest:
+            oldest.passed_over += 1
+        return shortest
+
+    def _chunk(self, entry: Entry, row: Row, size: int) -> None:
+        start, context = self.clock(), row.length
+        count = self.engine.prefill(row, size)
+        seconds = self.clock() - start
+        self.pace.record(count, context, seconds)
+        self.stats.step("prefill", seconds, 1)
+        in_prompt = max(0, min(row.length, len(entry.request.prompt)) - context)
+        entry.computed += in_prompt
+        self.stats.computed(in_prompt)
+        self._blocked = False  # followers may start on what was just computed
+        if not row.remaining:
+            self.prefilling.remove(entry)
+            self.decoding.append(entry)
+
+    def _submit(self, events: list[Event]) -> None:
+        if self.engine.busy:
+            return
+        while self.decoding and not self._make_room(events):
+            pass
+        if not self.decoding:
+            return
+        rows = []
+        for entry in self.decoding:
+            assert entry.row is not None
+            rows.append(entry.row)
+            if entry.row.length < len(entry.request.prompt):
+                entry.computed += 1  # the last prompt token enters with the first decode step
+                self.stats.computed(1)
+        self._submitted = self.clock()
+        self.engine.submit(rows)
+
+    def _make_room(self, events: list[Event]) -> bool:
+        """Whether every decoding row has a place for its token; preempts one if not."""
+        for entry in list(self.decoding):
+            assert entry.row is not None
+            if not self.engine.make_room(entry.row):
+                self._preempt(events)
+                return False
+        return True
+
+    def _preempt(self, events: list[Event]) -> None:
+        """Puts the youngest row back into the queue; the only row left ends with ``length``."""
+        victims = self.prefilling + self.decoding
+        youngest = max(victims, key=lambda e: (e.admitted, e.accepted))
+        if len(victims) == 1:
+            self._finish(youngest, "length", events)
+            return
+        assert youngest.row is not None
+        self._withdraw(youngest)
+        self.waiting.insert(0, youngest)
+        self._blocked = True
+        self.preemptions += 1
+        self.stats.preempted()
+
+    # ends
+
+    def _sweep_aborted(self, events: list[Event]) -> None:
+        if self.engine.busy:
+            return
+        for request_id in self._aborted:
+            entry = self._entries.get(request_id)
+            if entry is not None:
+                self._finish(entry, "abort", events)
+        self._aborted.clear()
+
+    def _finish(self, entry: Entry, reason: FinishReason, events: list[Event]) -> None:
+        if entry.row is None:
+            self.waiting.remove(entry)
+        else:
+            self._withdraw(entry)
+        self._end(entry, reason, events)
+
+    def _withdraw(self, entry: Entry) -> None:
+        """Takes the row out of the engine; its KV goes into the tree."""
+        assert entry.row is not None
+        (self.prefilling if entry in self.prefilling else self.decoding).remove(entry)
+        entry.tokens = entry.row.tokens
+        self.engine.release(entry.row)
+        entry.row = None
+        self._blocked = False
+
+    def _end(self, entry: Entry, reason: FinishReason, events: list[Event]) -> None:
+        del self._entries[entry.request.id]
+        message = "The prompt does not fit into the KV memory." if reason == "error" else None
+        prompt = len(entry.request.prompt)
+        generated = entry.generated
+        events.append(
+            Finished(entry.request.id, reason, prompt, entry.cached, generated, message)
+        )
+        self.stats.finished(reason, self.clock() - entry.accepted)
+
+
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """Length of the common prefix, by bisection over slices compared in C."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,40 @@
+"""What the scheduler tells whoever counts: a seam without a dependency on any metrics library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .events import FinishReason
+
+Phase = Literal["prefill", "decode"]
+
+
+class SchedulerStats:
+    """Counts nothing; the base of what does. All times in seconds, called on the engine thread."""
+
+    def admitted(self, queued: float, prompt_tokens: int, cached_tokens: int) -> None:
+        """A request got its row for the first time, with so many tokens from the cache."""
+
+    def computed(self, tokens: int) -> None:
+        """So many prompt tokens went through the model."""
+
+    def first_token(self, since_accepted: float, since_admitted: float) -> None:
+        """A request got its first token."""
+
+    def next_token(self, gap: float) -> None:
+        """A request got another token."""
+
+    def generated(self, tokens: int) -> None:
+        """A step brought so many tokens."""
+
+    def step(self, phase: Phase, seconds: float, rows: int) -> None:
+        """A forward pass was done."""
+
+    def preempted(self) -> None:
+        """A row was put back into the queue."""
+
+    def finished(self, reason: FinishReason, seconds: float) -> None:
+        """A request ended, so long after it was accepted."""
+
+
+NO_STATS = SchedulerStats()
