@@ -199,7 +199,7 @@ def test_the_report_adds_up_what_the_server_counted(endpoint, tmp_path: Path) ->
     assert report["completion_tokens"] == 6 * len(WORDS)
     assert [(t["turn"], t["replies"]) for t in report["by_turn"]] == [(1, 3), (2, 3)]
     assert report["output_tokens_per_s"] == pytest.approx(
-        report["completion_tokens"] / report["wall_s"], rel=0.05
+        report["completion_tokens"] / report["wall_s"], rel=0.2
     )
     for spread in (report["ttft_s"], report["itl_s"], *(t["ttft_s"] for t in report["by_turn"])):
         assert 0 <= spread["p50"] <= spread["p95"] <= spread["max"] <= report["wall_s"]
@@ -279,7 +279,7 @@ def test_a_server_without_models_asks_for_one(endpoint) -> None:
 
 def test_a_request_over_time_is_an_error(endpoint) -> None:
     endpoint.hold_from_turn = 2
-    result = run(endpoint, "--timeout", "0.5", "--json", "-")
+    result = run(endpoint, "--timeout", "2", "--json", "-")
     assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert report["error_messages"] == {"no reply within --timeout": 3}
