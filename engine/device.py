@@ -1,0 +1,115 @@
+"""What the device has and how MLX is set up on it: the one place where Metal differs.
+
+Owned by the engine thread; knows nothing of models. The Metal branches follow MLX's
+documentation and have been run only on the CPU backend so far.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import mlx.core as mx
+import psutil
+
+Backend = Literal["metal", "cuda", "cpu"]
+
+MIB = 1 << 20
+LEAST_KV = 64 * MIB
+CPU_CACHE = 32 * MIB
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Device(NamedTuple):
+    """The device that MLX computes on; sizes in bytes.
+
+    ``memory`` is all it has, ``recommended`` what this process may use of it: the recommended
+    working set on Metal, nine tenths of the memory on CUDA, and on the CPU, where other
+    programs live in the same memory, half of what is free when asked.
+    """
+
+    name: str
+    backend: Backend
+    memory: int
+    recommended: int
+
+
+def describe() -> Device:
+    """The default device."""
+    info = mx.device_info()
+    name = str(info.get("device_name", "unknown"))
+    backend = _backend()
+    if backend == "cpu":
+        limit, available = _host_memory()
+        return Device(name, backend, limit, available // 2)
+    memory = int(info.get("memory_size", info.get("total_memory", 0)))
+    recommended = int(info.get("max_recommended_working_set_size", memory * 9 // 10))
+    return Device(name, backend, memory, recommended)
+
+
+def setup(weights_bytes: int, kv_bytes: int) -> None:
+    """Tells MLX how much to keep resident and how many freed bytes to hold on to."""
+    device = describe()
+    if device.backend == "cpu":
+        # Freed arrays go back to the allocator, whose reuse costs little here.
+        mx.set_cache_limit(CPU_CACHE)
+        return
+    margin = _margin(device.recommended)
+    mx.set_cache_limit(margin // 2)
+    if device.backend == "metal":
+        # Not tried on Metal. A limit above the recommended working set is an error there.
+        wanted = weights_bytes + kv_bytes + margin
+        mx.set_wired_limit(min(wanted, device.recommended))
+
+
+def default_kv_memory(weights_bytes: int) -> int:
+    """Bytes of KV that leave room for the weights and for computing; at least 64 MiB.
+
+    To be asked after the weights were loaded: on the CPU they are then already missing from
+    the free memory, and ``weights_bytes`` counts only elsewhere.
+    """
+    device = describe()
+    left = device.recommended - _margin(device.recommended)
+    if device.backend != "cpu":
+        left -= weights_bytes
+    return max(left, LEAST_KV)
+
+
+def active_memory() -> int:
+    """Bytes in arrays that are alive, cached free buffers not counted."""
+    return int(mx.get_active_memory())
+
+
+def clear_cache() -> None:
+    """Gives freed buffers back to the system."""
+    mx.clear_cache()
+
+
+def _backend() -> Backend:
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def _margin(recommended: int) -> int:
+    """Bytes for activations, freed buffers and everything that is not MLX's."""
+    return max(256 * MIB, recommended // 8)
+
+
+def _host_memory() -> tuple[int, int]:
+    """Bytes of memory and of free memory, as far as a container's limit allows."""
+    memory = psutil.virtual_memory()
+    limit = _read_number(CGROUP / "memory.max")
+    used = _read_number(CGROUP / "memory.current")
+    if limit is None or used is None or limit >= memory.total:
+        return memory.total, memory.available
+    return limit, min(memory.available, max(limit - used, 0))
+
+
+def _read_number(path: Path) -> int | None:
+    """The number in a file of the control group; None for no such file or no limit."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
