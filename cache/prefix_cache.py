@@ -165,7 +165,9 @@ class PrefixCache:
             rest = Resident(holder, matched, len(tokens) - matched)
             parent = self.tree.insert(parent, tokens[matched:], rest)
         self._move_lock(lease, parent)
-        return not self.copying or not isinstance(parent.payload, Resident) or self._copy_out(parent)
+        if self.copying and isinstance(parent.payload, Resident):
+            return self._copy_out(parent)
+        return True
 
     def wants_snapshot(self, lease: Lease, end: int) -> bool:
         """Whether the leased path ends after exactly ``end`` tokens and has no state there."""

@@ -124,4 +124,5 @@ class Row:
         if self.tail is None or anchor <= self.tail.anchor:
             return
         planned = max(len(self.tokens), self.length + 1)
-        self.tail = self.tail.moved(anchor, self.length, round_capacity(planned - anchor)) or self.tail
+        moved = self.tail.moved(anchor, self.length, round_capacity(planned - anchor))
+        self.tail = moved or self.tail

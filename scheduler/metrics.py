@@ -47,9 +47,7 @@ class Metrics(SchedulerStats):
         def gauge(name: str, text: str, *more: str) -> Gauge:
             return Gauge(f"commons_{name}", text, (*names, *more), registry=registry)
 
-        def histogram(
-            name: str, text: str, buckets: tuple[float, ...], *more: str
-        ) -> Histogram:
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
             return Histogram(
                 f"commons_{name}", text, (*names, *more), buckets=buckets, registry=registry
             )

@@ -49,9 +49,10 @@ class PrefillPace:
 
     def _features(self, tokens: int, context: int) -> npt.NDArray[np.float64]:
         work = tokens * (context + tokens / 2)
-        return np.array([1.0, float(tokens), work]) / self._scale
+        features: npt.NDArray[np.float64] = np.array([1.0, float(tokens), work]) / self._scale
+        return features
 
     def _weights(self) -> npt.NDArray[np.float64]:
         ridge = np.eye(3) * 1e-9
-        weights: npt.NDArray[np.float64] = np.linalg.solve(self._gram + ridge, self._moment)
-        return weights.clip(0.0, None)
+        weights = np.linalg.solve(self._gram + ridge, self._moment)
+        return np.asarray(weights, dtype=np.float64).clip(0.0, None)

@@ -10,11 +10,10 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine.sampling import RowSampling
-
 from cache.prefix_cache import Hit
 from engine.engine import MOST_CHUNK, Choice
 from engine.rows import Row
+from engine.sampling import RowSampling
 
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
 from .pace import PrefillPace
@@ -369,9 +368,7 @@ class Scheduler:
         message = "The prompt does not fit into the KV memory." if reason == "error" else None
         prompt = len(entry.request.prompt)
         generated = entry.generated
-        events.append(
-            Finished(entry.request.id, reason, prompt, entry.cached, generated, message)
-        )
+        events.append(Finished(entry.request.id, reason, prompt, entry.cached, generated, message))
         self.stats.finished(reason, self.clock() - entry.accepted)
 
 

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import anyio
-from engine.loader import LoadError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from engine import device
+from engine.loader import LoadError
 from engine.start import EngineOptions, start_engine
 
 from .events import Event, Finished
@@ -341,5 +341,3 @@ def _load_failure(error: BaseException) -> LoadFailed:
     if isinstance(error, LoadError):
         return LoadFailed(str(error))
     return LoadFailed(f"loading failed: {type(error).__name__}: {error}")
-
-

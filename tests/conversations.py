@@ -13,10 +13,9 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from engine.loader import Loaded, load
-
 from cache.prefix_cache import Keeping
 from engine.engine import Attention, Engine
+from engine.loader import Loaded, load
 from engine.params import SamplingParams
 from scheduler.events import Finished, Token
 from scheduler.request import Request
@@ -185,7 +184,7 @@ def check(oracle: Oracle, done: list[tuple[Request, Reply]], report: Report) -> 
         elif verdict.kind == "different":
             report.different.append(
                 f"{request.id} prompt {len(request.prompt)} at {verdict.position}: "
-                f"{ours[:verdict.position + 1][-4:]} / {theirs[:verdict.position + 1][-4:]} "
+                f"{ours[: verdict.position + 1][-4:]} / {theirs[: verdict.position + 1][-4:]} "
                 f"gap {cold.gaps[min(verdict.position, len(cold.gaps) - 1)]:.4f} {reply.finished}"
             )
 
