@@ -1,0 +1,111 @@
+"""What went wrong as an HTTP response in the OpenAI shape; nothing of the inside shows in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+logger = logging.getLogger("commons.server")
+
+INTERNAL_MESSAGE = "The server failed to answer; its log says why."
+
+
+class ApiError(Exception):
+    """A request that gets ``status`` and an error body; ``message`` is shown to the client.
+
+    ``param`` names the field at fault, ``retry_after`` (seconds) becomes a header.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """The error for input that cannot be served as it is."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def internal_error() -> ApiError:
+    """The error that tells a client nothing but that the fault is the server's."""
+    return ApiError(500, INTERNAL_MESSAGE, "server_error", "internal_error")
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The JSON object of an error, as a body or as the last event of a stream."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """The response for ``error``, with ``Retry-After`` where waiting helps."""
+    more = dict(headers or {})
+    if error.retry_after is not None:
+        more["retry-after"] = str(math.ceil(error.retry_after))
+    return Response(_encode(error_body(error)), error.status, more, media_type="application/json")
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    # A message may quote what a client sent; a lone surrogate has no UTF-8.
+    message = body["error"]["message"]
+    body["error"]["message"] = message.encode("utf-8", "replace").decode("utf-8")
+    return msgspec.json.encode(body)
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        answer = ApiError(404, f"There is no route {path}.", code="not_found")
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer = ApiError(405, f"{path} has no {request.method}.", code="method_not_allowed")
+    else:
+        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+        answer = ApiError(error.status_code, error.detail, kind)
+    return error_response(answer, error.headers)
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
+    return error_response(internal_error())
+
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+exception_handlers: dict[int | type[Exception], Handler] = {
+    ApiError: _on_api_error,
+    HTTPException: _on_http_exception,
+    Exception: _on_exception,
+}
