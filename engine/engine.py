@@ -217,7 +217,7 @@ class Engine:
             blocks = [_block(n.payload) for n in self.cache.lent(row.lease, row.anchor)]
             plan = PrefillPlan(row, blocks, count)
         ids = mx.array(row.tokens[row.length : stop].tolist())[None]
-        self.model(ids, cache=self._caches(plan, row.states))
+        self._forward(ids, plan, row.states)
         stored: list[Any] = [arrays(row.states)]
         if row.tail is not None:
             stored += [row.tail.slab.keys, row.tail.slab.values]
@@ -260,6 +260,7 @@ class Engine:
         results = [sampled.tokens, sampled.logprobs, sampled.top]
         mx.async_eval(results, arrays(self._batch.caches))
         self._inflight = InFlight(self._decoding, sampled)
+        self._decoding = []
 
     def decode(self, rows: Sequence[Row]) -> mx.array:
         """Logits [B, V] after each row's last token, in ``self._decoding``'s order; lazy."""
@@ -269,7 +270,7 @@ class Engine:
             lent = {r: self.cache.lent(r.lease, r.anchor) if r.anchor else [] for r in ordered}
             plan = DecodePlan(ordered, lent)
         ids = mx.array([[r.tokens[r.length]] for r in ordered])
-        logits: mx.array = self.model(ids, cache=self._caches(plan, self._batch.caches))
+        logits = self._forward(ids, plan, self._batch.caches)
         for row in ordered:
             row.length += 1
         self.input_tokens += len(ordered)
@@ -311,6 +312,7 @@ class Engine:
         self.cache.release(row.lease, row)
         if row.tail is not None:
             row.tail.free()
+            row.tail = None
 
     # parts
 
@@ -343,11 +345,16 @@ class Engine:
             kept = take_snapshot(states)
             self.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
 
-    def _caches(self, plan: Plan | None, states: dict[int, Any]) -> list[Any]:
+    def _forward(self, ids: mx.array, plan: Plan | None, states: dict[int, Any]) -> mx.array:
+        """The model's logits [B, L, V] for ``ids`` [B, L], lazy."""
+        total = len(self._lent) + len(self._own)
         for lent in self._lent.values():
             lent.plan = plan
-        total = len(self._lent) + len(self._own)
-        return [self._lent[i] if i in self._lent else states[i] for i in range(total)]
+        caches = [self._lent[i] if i in self._lent else states[i] for i in range(total)]
+        logits: mx.array = self.model(ids, cache=caches)
+        for lent in self._lent.values():
+            lent.plan = None  # a plan holds on to slabs and blocks
+        return logits
 
 
 def _block(payload: object) -> Block:

@@ -1,0 +1,140 @@
+"""What KV really costs: MLX's own count of active bytes against the engine's books."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from functools import cache
+
+import mlx.core as mx
+import pytest
+
+from engine.engine import Engine
+from engine.loader import Loaded, load
+from engine.params import SamplingParams
+from engine.rows import Row
+from engine.sampling import RowSampling
+from engine.slabs import GRANULE
+from tests.models import model_dir
+
+LENT = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next")
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@cache
+def loaded(family: str) -> Loaded:
+    return load(
+        str(model_dir(family)),
+        dtype=None,
+        trust_remote_code=False,
+        max_context=None,
+        progress=lambda _: None,
+    )
+
+
+def start(engine: Engine, name: str, tokens: list[int]) -> Row:
+    prompt = array("i", tokens)
+    row = engine.admit(name, prompt, RowSampling(GREEDY, prompt, engine.vocab_size))
+    assert row is not None
+    while row.remaining:
+        engine.prefill(row, 512)
+    return row
+
+
+def words(rng: random.Random, n: int) -> list[int]:
+    return [rng.randrange(3, 500) for _ in range(n)]
+
+
+@pytest.mark.parametrize("family", LENT)
+def test_sixteen_rows_on_one_prefix_cost_their_own_tails(family):
+    engine = Engine(loaded(family), kv_memory=1 << 34)
+    rng = random.Random(1)
+    shared = words(rng, 4000)
+    tail = GRANULE * engine.token_bytes
+    # The second row makes the prefix a block; from then on a row costs what it keeps itself.
+    rows = [start(engine, str(i), shared + words(rng, 100)) for i in range(2)]
+    state = engine._batch.nbytes // 2
+    before = mx.get_active_memory()
+    for i in range(2, 16):
+        rows.append(start(engine, str(i), shared + words(rng, 100)))
+        assert rows[-1].anchor == 4000
+        if len(rows) in (4, 8, 16):  # slots are made in powers of two
+            grown = mx.get_active_memory() - before
+            assert grown <= 1.02 * (len(rows) - 2) * (tail + state)
+    engine.submit(rows)
+    engine.collect()
+    for row in rows:
+        engine.release(row)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_accounted_bytes_are_measured_bytes(seed):
+    rng = random.Random(seed)
+    model = loaded("qwen3")
+    mx.synchronize()
+    base = mx.get_active_memory()
+    engine = Engine(model, kv_memory=1 << 34)
+    systems = [words(rng, rng.randint(600, 2500)) for _ in range(3)]
+    rows: list[Row] = []
+    for step in range(60):
+        action = rng.random()
+        if action < 0.35 and len(rows) < 8:
+            system = rng.choice(systems)
+            cut = len(system) - rng.choice([0, 0, 300])
+            rows.append(start(engine, str(step), system[:cut] + words(rng, rng.randint(2, 700))))
+        elif action < 0.5 and rows:
+            engine.release(rows.pop(rng.randrange(len(rows))))
+        elif action < 0.55:
+            engine.cache.evict()
+        elif rows and all(engine.make_room(r) for r in rows):
+            engine.submit(rows)
+            engine.collect()
+        engine.cache.tree.check()
+        measured = mx.get_active_memory() - base
+        if engine.used > 1 << 20:
+            assert abs(engine.used - measured) <= 0.02 * measured
+    for row in rows:
+        engine.release(row)
+    engine.cache.clear()
+    assert engine.used == 0
+    assert mx.get_active_memory() - base < 1 << 16
+
+
+def test_the_budget_covers_rows_and_tree():
+    model = loaded("qwen3")
+    engine = Engine(model, kv_memory=0)
+    engine.kv_memory = 4000 * engine.token_bytes
+    rng = random.Random(5)
+    started = 0
+    rows: list[Row] = []
+    for i in range(40):
+        prompt = array("i", words(rng, rng.randint(50, 1500)))
+        row = engine.admit(str(i), prompt, RowSampling(GREEDY, prompt, engine.vocab_size))
+        assert engine.used <= engine.kv_memory
+        if row is None:
+            assert rows, "an empty engine has room for what fits"
+            engine.release(rows.pop(0))
+            continue
+        started += 1
+        rows.append(row)
+        while row.remaining:
+            engine.prefill(row, 512)
+            assert engine.used <= engine.kv_memory
+    assert started > 20
+    assert engine.cache.evicted_tokens > 0
+    for row in rows:
+        engine.release(row)
+        assert engine.used <= engine.kv_memory
+
+
+def test_without_a_prefix_cache_nothing_is_kept():
+    engine = Engine(loaded("qwen3"), kv_memory=1 << 34, prefix_cache=False)
+    prompt = words(random.Random(2), 600)
+    for i in range(2):
+        row = start(engine, str(i), prompt)
+        assert row.anchor == 0
+        engine.submit([row])
+        engine.collect()
+        engine.release(row)
+        assert engine.used == 0
+    assert engine.input_tokens == 1200
