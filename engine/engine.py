@@ -294,7 +294,8 @@ class Engine:
         mx.eval(sampled.tokens)
         choices = []
         details = _details(sampled)
-        for i, (row, token) in enumerate(zip(rows, sampled.tokens.tolist(), strict=True)):
+        tokens: Any = sampled.tokens.tolist()
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             row.tokens.append(token)
             logprob, top = details.get(i, (None, ()))
             choices.append(Choice(row, token, logprob, top))
@@ -387,10 +388,10 @@ def _details(sampled: Sampled) -> dict[int, tuple[float, tuple[tuple[int, float]
     """Log-probabilities by batch index, for the rows that asked."""
     if sampled.logprobs is None:
         return {}
-    chosen = sampled.logprobs.tolist()
+    chosen: Any = sampled.logprobs.tolist()
     tops: list[list[tuple[int, float]]] = [[] for _ in chosen]
     if sampled.top is not None:
         ids, values = sampled.top
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        tops = [list(zip(i, v, strict=True)) for i, v in pairs]
+        columns: Any = ids.tolist(), values.tolist()
+        tops = [list(zip(*pair, strict=True)) for pair in zip(*columns, strict=True)]
     return {row: (chosen[n], tuple(tops[n])) for n, row in enumerate(sampled.asked)}

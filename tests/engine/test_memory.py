@@ -95,6 +95,8 @@ def test_accounted_bytes_are_measured_bytes(seed):
             assert abs(engine.used - measured) <= 0.02 * measured
     for row in rows:
         engine.release(row)
+    rows.clear()
+    del row
     engine.cache.clear()
     assert engine.used == 0
     assert mx.get_active_memory() - base < 1 << 16
