@@ -53,7 +53,7 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.00, 0.60, 0.08, 8, 256, 0),
+    Stage(0.00, 0.80, 0.15, 8, 256, 0),
     Stage(0.00, 0.70, 1.0, 4, 512, 150),
     Stage(0.55, 1.00, 1.0, 2, 1024, 1200),
     Stage(0.70, 1.00, 0.5, 4, 512, 150),
@@ -111,7 +111,7 @@ class Trainer:
         self._rope = GapRope(CONFIG["head_dim"], CONFIG["rope_theta"])
         for layer in self.model.layers:
             layer.self_attn.rope = self._rope
-        self._rates = (0.01, 0.002)
+        self._rates = (0.003, 0.0016)
         self._parts = [
             optim.Muon(self._rates[0], weight_decay=0.01),
             optim.AdamW(self._rates[1], betas=[0.9, 0.98], weight_decay=0.0),

@@ -1,0 +1,220 @@
+"""The embedded model: what lies on disk, how its template renders, what it answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm import load, stream_generate
+from mlx_lm.sample_utils import make_sampler
+
+from engine import embedded
+from engine.embedded import corpus
+
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+CALL = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": {"city": "São Paulo"}},
+}
+CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "São Paulo"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    model, tokenizer = load(str(embedded.path()))
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(loaded: tuple[Any, Any]) -> Any:
+    return loaded[1]
+
+
+def prompt_ids(tokenizer: Any, messages: list[Any], **options: Any) -> list[int]:
+    options = {"enable_thinking": False, "add_generation_prompt": True} | options
+    return tokenizer.apply_chat_template(messages, **options)
+
+
+def prompt_text(tokenizer: Any, messages: list[Any], **options: Any) -> str:
+    return prompt_ids(tokenizer, messages, tokenize=False, **options)  # type: ignore[return-value]
+
+
+def reply(loaded: tuple[Any, Any], ids: list[int], most: int = 300) -> tuple[str, str | None]:
+    parts = []
+    reason = None
+    for piece in stream_generate(
+        *loaded, ids, max_tokens=most, sampler=make_sampler(temp=0.0), prefill_step_size=512
+    ):
+        parts.append(piece.text)
+        reason = piece.finish_reason
+    return "".join(parts), reason
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_is_small_and_half_precision() -> None:
+    files = [file for file in embedded.path().iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    weights = mx.load(str(embedded.path() / "model.safetensors"))
+    assert {value.dtype for value in weights.values()} == {mx.float16}
+    config = json.loads((embedded.path() / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+    assert config["max_position_embeddings"] == 65536
+
+
+def test_offers_tools_and_thinking(tokenizer: Any) -> None:
+    assert tokenizer.has_tool_calling
+    assert tokenizer.has_thinking
+    assert tokenizer.tool_call_start == "<tool_call>"
+    assert len(tokenizer.think_start_tokens) == len(tokenizer.think_end_tokens) == 1
+
+
+def test_any_text_survives_the_tokenizer(tokenizer: Any) -> None:
+    text = "  def f(x):\n\treturn 'naïve' + \"日本語 😀\"\r\n\n\n   Done.  "
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_thinks_only_when_asked(tokenizer: Any) -> None:
+    by_default = tokenizer._tokenizer.apply_chat_template(
+        [user("hi")], add_generation_prompt=True, tokenize=False
+    )
+    assert by_default.endswith("<|im_start|>assistant\n" + EMPTY_THOUGHT)
+    asked = prompt_text(tokenizer, [user("hi")], enable_thinking=True)
+    assert asked.endswith("<|im_start|>assistant\n<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({"content": "Hello! How are you?"}, "Hello! How are you?"),
+        ({"content": None, "tool_calls": [CALL]}, CALL_TEXT),
+        ({"content": "I look.", "tool_calls": [CALL, CALL]}, f"I look.\n{CALL_TEXT}\n{CALL_TEXT}"),
+    ],
+)
+@pytest.mark.parametrize("follow_up", [user("and now?"), {"role": "tool", "content": "18 degrees"}])
+def test_next_turn_extends_prompt_and_reply(
+    tokenizer: Any, turn: dict[str, Any], said: str, follow_up: dict[str, str]
+) -> None:
+    history = [{"role": "system", "content": "Be brief."}, user("Hi, weather?")]
+    before = prompt_ids(tokenizer, history, tools=[WEATHER])
+    before += tokenizer.encode(f"{said}<|im_end|>", add_special_tokens=False)
+    after = prompt_ids(
+        tokenizer, [*history, {"role": "assistant", **turn}, follow_up], tools=[WEATHER]
+    )
+    assert after[: len(before)] == before
+
+
+def test_next_turn_extends_a_thought_that_is_sent_back(tokenizer: Any) -> None:
+    before = prompt_ids(tokenizer, [user("hi")], enable_thinking=True)
+    before += tokenizer.encode("Say hi.\n</think>\n\nHi!<|im_end|>", add_special_tokens=False)
+    turn = {"role": "assistant", "content": "Hi!", "reasoning_content": "Say hi."}
+    after = prompt_ids(tokenizer, [user("hi"), turn, user("ok")], enable_thinking=True)
+    assert after[: len(before)] == before
+
+
+def test_arguments_as_text_render_like_arguments_as_object(tokenizer: Any) -> None:
+    as_text = {
+        "name": "get_weather",
+        "arguments": json.dumps({"city": "São Paulo"}, ensure_ascii=False),
+    }
+    texts = [
+        prompt_text(tokenizer, [user("x"), {"role": "assistant", "tool_calls": [call]}])
+        for call in (CALL, {"type": "function", "function": as_text}, as_text)
+    ]
+    assert CALL_TEXT in texts[0]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_tools_and_roles_render(tokenizer: Any) -> None:
+    messages = [
+        {"role": "developer", "content": "First."},
+        user("a"),
+        {"role": "assistant", "tool_calls": [CALL, CALL]},
+        {"role": "tool", "content": "one"},
+        {"role": "tool", "content": "two"},
+        {"role": "system", "content": "Later."},
+        {"role": "visitor", "content": "dropped"},
+        user("b"),
+    ]
+    text = prompt_text(tokenizer, messages, tools=[WEATHER])
+    assert text.startswith("<|im_start|>system\nFirst.\n\n# Tools\n")
+    assert f"<tools>\n{json.dumps(WEATHER)}\n</tools>" in text
+    answers = (
+        "<|im_start|>user\n<tool_response>\none\n</tool_response>\n"
+        "<tool_response>\ntwo\n</tool_response><|im_end|>\n"
+    )
+    assert answers + "<|im_start|>system\nLater.<|im_end|>\n<|im_start|>user\nb<|im_end|>" in text
+    assert "dropped" not in text
+    assert "# Tools" in prompt_text(tokenizer, [user("a")], tools=[WEATHER])
+    assert prompt_text(tokenizer, [user("a")]).startswith("<|im_start|>user\na<|im_end|>\n")
+
+
+@pytest.mark.parametrize("question", ["Hello!", "What is a prefix cache?", "Who are you?"])
+def test_demo_replies_are_legible_and_end(loaded: tuple[Any, Any], question: str) -> None:
+    text, reason = reply(loaded, prompt_ids(loaded[1], [user(question)]))
+    assert reason == "stop"
+    words = re.findall(r"[A-Za-z]+", text)
+    assert len(words) >= 3
+    assert set(words) <= corpus.answer_words()
+
+
+def test_reply_ends_after_a_long_prompt(loaded: tuple[Any, Any]) -> None:
+    ids = prompt_ids(loaded[1], corpus.agent_prompt(11, 9000, "What is a token?"))
+    assert len(ids) > 2500
+    text, reason = reply(loaded, ids)
+    assert reason == "stop"
+    assert set(re.findall(r"[A-Za-z]+", text)) <= corpus.answer_words()
+
+
+def test_thinks_first_when_asked(loaded: tuple[Any, Any]) -> None:
+    ids = prompt_ids(loaded[1], [user("What is a prefix cache?")], enable_thinking=True)
+    thought, _, answer = reply(loaded, ids)[0].partition("</think>")
+    assert thought.strip()
+    assert answer.strip()
+
+
+def test_calls_offered_tools_with_valid_json(loaded: tuple[Any, Any]) -> None:
+    good = 0
+    for prompt in corpus.tool_prompts(77, 10):
+        text, _ = reply(loaded, prompt_ids(loaded[1], prompt.messages, tools=prompt.tools))
+        good += _is_call(text, {tool["function"]["name"] for tool in prompt.tools})
+    assert good >= 7
+
+
+def _is_call(text: str, offered: set[str]) -> bool:
+    found = re.search(r"<tool_call>\n(.*?)\n</tool_call>", text, re.DOTALL)
+    try:
+        call = json.loads(found[1]) if found else None
+    except ValueError:
+        return False
+    return (
+        isinstance(call, dict)
+        and call.get("name") in offered
+        and isinstance(call.get("arguments"), dict)
+    )
+
+
+def test_corpus_depends_on_the_seed_alone() -> None:
+    first, again = (list(islice(corpus.conversations(3), 50)) for _ in range(2))
+    assert first == again
+    assert first != list(islice(corpus.conversations(4), 50))
+    assert corpus.tool_prompts(3, 5) == corpus.tool_prompts(3, 5)
