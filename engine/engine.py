@@ -12,16 +12,25 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from cache.block import Block, join
+from cache.block import join
 from cache.prefix_cache import Hit, Keeping, Lease, PrefixCache
 
 from .attention import LentLayer, Plan, install
 from .loader import Loaded
 from .plans import DecodePlan, PrefillPlan, rank
 from .rows import Row, Tail
-from .sampling import RowSampling, Sampled, commit, sample
+from .sampling import RowSampling, Sampled, commit, describe, sample
 from .slabs import GRANULE, LayerShape, SlabPool, round_capacity
-from .states import Snapshot, StateBatch, arrays, duplicate, nbytes, take_snapshot
+from .states import (
+    Snapshot,
+    StateBatch,
+    arrays,
+    compact,
+    duplicate,
+    most_bytes,
+    nbytes,
+    take_snapshot,
+)
 
 Attention = Literal["lent", "copied"]
 MOST_CHUNK = 1024  # tokens of one prefill pass; bounds the scores that attention holds at once
@@ -81,16 +90,16 @@ class Engine:
             layer: LentLayer(i) for i, layer in enumerate(by_token) if attention == "lent"
         }
         self._own = [i for i in range(len(template)) if i not in self._lent]
-        self._stateful = len(by_token) < len(template)
-        self._shapes = [_shape(template[i]) for i in by_token]
+        self.stateful = len(by_token) < len(template)
+        self._shapes = [LayerShape.of(template[i]) for i in by_token]
         self.token_bytes = sum(s.token_bytes for s in self._shapes)
         self._state_bytes = sum(
-            _most_bytes(template[i]) for i in self._own if type(template[i]) is not KVCache
+            most_bytes(template[i]) for i in self._own if type(template[i]) is not KVCache
         )
         self.pool = SlabPool(self._shapes if attention == "lent" else (), self.reserve)
         self.cache = PrefixCache(
             reserve=self.reserve,
-            stateful=self._stateful,
+            stateful=self.stateful,
             copying=attention == "copied",
             enabled=prefix_cache,
             keeping=keeping or Keeping(),
@@ -135,14 +144,22 @@ class Engine:
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens could ever be served within the budget."""
-        return (round_capacity(tokens) + GRANULE) * self.token_bytes <= self.kv_memory
+        return self.least_bytes(tokens) <= self.kv_memory
 
     @property
     def most_tokens(self) -> int:
         """The longest prompt that ``fits``."""
         if not self.token_bytes:
-            return 1 << 30
-        return max(0, self.kv_memory // self.token_bytes // GRANULE - 1) * GRANULE
+            return (1 << 30) if self.fits(1) else 0
+        # What a row needs is linear in whole granules.
+        granule = self.least_bytes(2 * GRANULE) - self.least_bytes(GRANULE)
+        spare = self.kv_memory - self.least_bytes(GRANULE)
+        return max(0, spare // granule + 1) * GRANULE
+
+    def least_bytes(self, tokens: int) -> int:
+        """Bytes that a lone, cold row with so many prompt tokens needs, and to grow a little."""
+        own = (round_capacity(tokens) + GRANULE) * self.pool.token_bytes
+        return own + self._promised([tokens])
 
     def memory(self) -> Memory:
         """Where the budget is."""
@@ -166,11 +183,28 @@ class Engine:
     ) -> Row | None:
         """Starts a row on the longest cached prefix of ``tokens``; ``None``: not now."""
         hit = self.cache.lookup(tokens)
-        leased = self.cache.lend(tokens, hit.length)
-        if leased is None and hit.whole < hit.length:
+        tries = [hit]
+        if hit.whole < hit.length:
             # No memory to cut the last block: do with those that match as they are.
-            hit = hit._replace(length=hit.whole)
-            leased = self.cache.lend(tokens, hit.length)
+            tries.append(hit._replace(length=hit.whole))
+        if hit.length and not self._rows:
+            # Alone, there is nobody to wait for: what is cached must not stand in the way.
+            tries.append(hit._replace(length=0, snapshot=None))
+        for each in tries:
+            row = self._start(request_id, tokens, sampling, boundaries, each)
+            if row is not None:
+                return row
+        return None
+
+    def _start(
+        self,
+        request_id: str,
+        tokens: array[int],
+        sampling: RowSampling,
+        boundaries: Sequence[int],
+        hit: Hit,
+    ) -> Row | None:
+        leased = self.cache.lend(tokens, hit.length)
         if leased is None:
             return None
         lease, anchor = leased
@@ -184,18 +218,9 @@ class Engine:
         if tail is None and (self.attention == "lent" or not self.reserve(spare)):
             self.cache.cancel(lease)
             return None
-        forks = [hit.kv_length] if hit.kv_length - hit.length >= FORK else []
-        ends = sorted({b for b in (*boundaries, *forks) if hit.length < b < len(tokens) - 1})
-        row = Row(
-            request_id,
-            tokens,
-            sampling,
-            lease,
-            hit.length,
-            ends if self._stateful else [],
-            tail,
-            self._states(hit, lease),
-        )
+        states = self._states(hit, lease)
+        ends = self._snapshot_ends(hit, boundaries, len(tokens))
+        row = Row(request_id, tokens, sampling, lease, hit.length, ends, tail, states)
         if tail is not None:
             for block in self.cache.pieces(lease, anchor):
                 tail.put(anchor, list(block.layers))
@@ -206,6 +231,13 @@ class Engine:
             self._prefilled(row)
         return row
 
+    def _snapshot_ends(self, hit: Hit, boundaries: Sequence[int], length: int) -> list[int]:
+        """Where a row's prefill stops to keep its states."""
+        if not self.stateful:
+            return []
+        forks = [hit.kv_length] if hit.kv_length - hit.length >= FORK else []
+        return sorted({b for b in (*boundaries, *forks) if hit.length < b < length - 1})
+
     def prefill(self, row: Row, most: int) -> int:
         """Runs up to ``most`` prompt tokens of a row; how many it were."""
         most = min(most, MOST_CHUNK)
@@ -214,10 +246,10 @@ class Engine:
         assert count > 0
         plan = None
         if row.tail is not None:
-            blocks = [_block(n.payload) for n in self.cache.lent(row.lease, row.anchor)]
-            plan = PrefillPlan(row, blocks, count)
+            plan = PrefillPlan(row, self.cache.lent(row.lease, row.anchor), count)
         ids = mx.array(row.tokens[row.length : stop].tolist())[None]
         self._forward(ids, plan, row.states)
+        compact(row.states)
         stored: list[Any] = [arrays(row.states)]
         if row.tail is not None:
             stored += [row.tail.slab.keys, row.tail.slab.values]
@@ -237,7 +269,7 @@ class Engine:
 
     def mark(self, row: Row, position: int) -> None:
         """Makes a prefilling row keep its states at ``position``, which another prompt shares."""
-        if self._stateful and row.length < position < len(row.tokens) - 1:
+        if self.stateful and row.length < position < len(row.tokens) - 1:
             row.boundaries = sorted({*row.boundaries, position})
 
     def make_room(self, row: Row) -> bool:
@@ -293,7 +325,7 @@ class Engine:
         self._inflight = None
         mx.eval(sampled.tokens)
         choices = []
-        details = _details(sampled)
+        details = describe(sampled)
         tokens: Any = sampled.tokens.tolist()
         for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             row.tokens.append(token)
@@ -339,7 +371,7 @@ class Engine:
 
     def _snapshot(self, row: Row) -> None:
         """Keeps the states that cannot be cut, at the row's present length."""
-        if not self._stateful or not self.cache.wants_snapshot(row.lease, row.length):
+        if not self.stateful or not self.cache.wants_snapshot(row.lease, row.length):
             return
         states = {i: s for i, s in row.single_states().items() if type(s) is not KVCache}
         if self.reserve(nbytes(states)):
@@ -358,40 +390,8 @@ class Engine:
         return logits
 
 
-def _block(payload: object) -> Block:
-    assert isinstance(payload, Block)
-    return payload
-
-
 def _probe(model: Any) -> list[Any]:
     """The model's caches after one token: what each layer keeps, in which shape."""
     caches = make_prompt_cache(model)
     mx.eval(model(mx.array([[0]]), cache=caches))
     return list(caches)
-
-
-def _shape(cache: KVCache) -> LayerShape:
-    keys, values = cache.keys, cache.values
-    return LayerShape(keys.shape[1], keys.shape[3], values.shape[1], values.shape[3], keys.dtype)
-
-
-def _most_bytes(cache: Any) -> int:
-    """Bytes that the state of one row can grow to, from a cache that has seen one token."""
-    window = getattr(cache, "max_size", None)
-    if window is None:
-        return nbytes({0: cache})
-    token = (cache.keys.nbytes + cache.values.nbytes) // cache.keys.shape[2]
-    return int(token * (window + MOST_CHUNK))
-
-
-def _details(sampled: Sampled) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
-    """Log-probabilities by batch index, for the rows that asked."""
-    if sampled.logprobs is None:
-        return {}
-    chosen: Any = sampled.logprobs.tolist()
-    tops: list[list[tuple[int, float]]] = [[] for _ in chosen]
-    if sampled.top is not None:
-        ids, values = sampled.top
-        columns: Any = ids.tolist(), values.tolist()
-        tops = [list(zip(*pair, strict=True)) for pair in zip(*columns, strict=True)]
-    return {row: (chosen[n], tuple(tops[n])) for n, row in enumerate(sampled.asked)}

@@ -29,11 +29,11 @@ from .slabs import Slab
 class PrefillPlan:
     """A chunk of one row: lent run and own tail are joined for one layer at a time."""
 
-    def __init__(self, row: Row, blocks: Sequence[Block], count: int) -> None:
+    def __init__(self, row: Row, lent: Sequence[Node], count: int) -> None:
         assert row.tail is not None
         self.offset = row.length
         self.tail = row.tail
-        self.blocks = blocks
+        self.blocks = [_block(node) for node in lent]
         self.start = row.length - row.anchor
         self.stop = self.start + count
         self.fresh: tuple[mx.array, mx.array] | None = None
@@ -181,6 +181,11 @@ def rank(row: Row) -> tuple[bool, int, int]:
     return not row.anchor, row.tail.slab.number, row.tail.slot
 
 
+def _block(node: Node) -> Block:
+    assert isinstance(node.payload, Block), "lent, but not in a block"
+    return node.payload
+
+
 def _permutation(ranked: list[int]) -> mx.array | None:
     return None if ranked == sorted(ranked) else mx.array(ranked)
 
@@ -247,8 +252,7 @@ def _levels(paths: Sequence[list[Node]]) -> list[Level]:
         borrowers: dict[int, tuple[Block, list[int]]] = {}
         for i, path in enumerate(paths):
             if depth < len(path):
-                block = path[depth].payload
-                assert isinstance(block, Block)
+                block = _block(path[depth])
                 borrowers.setdefault(id(path[depth]), (block, []))[1].append(i)
         segments = [Segment(block, tuple(rows)) for block, rows in borrowers.values()]
         found = [i for s in segments for i in s.rows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -119,6 +119,19 @@ def commit(rows: Sequence[RowSampling], tokens: mx.array) -> None:
     for i, row in enumerate(rows):
         if row.counts_tokens:
             row.count(tokens[i])
+
+
+def describe(sampled: Sampled) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
+    """Log-probabilities by batch index, for the rows that asked."""
+    if sampled.logprobs is None:
+        return {}
+    chosen: Any = sampled.logprobs.tolist()
+    tops: list[list[tuple[int, float]]] = [[] for _ in chosen]
+    if sampled.top is not None:
+        ids, values = sampled.top
+        columns: Any = ids.tolist(), values.tolist()
+        tops = [list(zip(*pair, strict=True)) for pair in zip(*columns, strict=True)]
+    return {row: (chosen[n], tuple(tops[n])) for n, row in enumerate(sampled.asked)}
 
 
 def _pick(x: mx.array, indices: Sequence[int]) -> mx.array:

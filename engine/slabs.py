@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache
 
 from cache.block import LayerKV
 from cache.prefix_cache import Reserve
@@ -28,6 +29,14 @@ class LayerShape(NamedTuple):
     value_heads: int
     value_dim: int
     dtype: mx.Dtype
+
+    @staticmethod
+    def of(cache: KVCache) -> LayerShape:
+        """The shape of what an mlx-lm cache holds, which must not be empty."""
+        keys, values = cache.keys, cache.values
+        return LayerShape(
+            keys.shape[1], keys.shape[3], values.shape[1], values.shape[3], keys.dtype
+        )
 
     @property
     def token_bytes(self) -> int:

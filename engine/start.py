@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,7 +58,9 @@ def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Sta
     if attention == "lent":
         engine.cache.keeping = calibrate(engine)
     if not engine.fits(1):
-        least = (2 * engine.token_bytes * 256) / 1e6
-        raise LoadError(f"--kv-memory is too small for this model: give at least {least:.0f}MB")
+        least = engine.least_bytes(1) / 1e6
+        raise LoadError(
+            f"--kv-memory is too small for this model: give at least {math.ceil(least)}MB"
+        )
     device.clear_cache()
     return Started(engine, loaded, weights)

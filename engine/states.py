@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models.cache import RotatingKVCache
 
 from cache.block import owned
 
@@ -36,6 +37,38 @@ def arrays(states: Any) -> list[mx.array]:
 def nbytes(states: Any) -> int:
     """Bytes of all arrays inside mlx-lm caches."""
     return sum(int(x.nbytes) for x in arrays(states))
+
+
+def most_bytes(cache: Any) -> int:
+    """Bytes that the state of one row can come to, from a cache that has seen one token."""
+    window = getattr(cache, "max_size", None)
+    if window is None:
+        return nbytes({0: cache})
+    token = (cache.keys.nbytes + cache.values.nbytes) // cache.keys.shape[2]
+    return int(token * window)
+
+
+def compact(states: Any) -> None:
+    """Cuts sliding windows down to what the next token may see; lazy.
+
+    A prefill chunk leaves a window of its own length behind, which mlx-lm would cut with the
+    next token only: snapshots and waiting rows would keep several times what they need.
+    """
+    for cache in states.values():
+        if isinstance(cache, RotatingKVCache) and not cache.empty():
+            spare = cache.keys.shape[2] - cache.max_size
+            # Only after a chunk are the tokens in order of time.
+            if spare > 0 and cache._idx == cache.keys.shape[2]:
+                cache.keys = _without(cache.keys, cache.keep, spare)
+                cache.values = _without(cache.values, cache.keep, spare)
+                cache._idx = cache.max_size
+
+
+def _without(x: mx.array, start: int, count: int) -> mx.array:
+    """``x`` [B, heads, T, dim] less ``count`` tokens from ``start`` on, in a buffer of its own."""
+    if not start:
+        return owned(x[:, :, count:])
+    return mx.concatenate([x[:, :, :start], x[:, :, start + count :]], axis=2)
 
 
 def duplicate(states: dict[int, Any]) -> dict[int, Any]:

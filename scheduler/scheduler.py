@@ -222,7 +222,7 @@ class Scheduler:
 
     def _refused(self, entry: Entry, events: list[Event]) -> None:
         """No memory now: wait for rows to end; alone, there is nothing to wait for."""
-        self._blocked = True
+        self._blocked = bool(self.running)
         if not self.running:
             self.waiting.remove(entry)
             self._end(entry, "length" if entry.generated else "error", events)
@@ -323,16 +323,21 @@ class Scheduler:
         return True
 
     def _preempt(self, events: list[Event]) -> None:
-        """Puts the youngest row back into the queue; the only row left ends with ``length``."""
+        """Puts the youngest row back into the queue.
+
+        The only row left starts anew, where that makes the room in which growing would have
+        meant to hold its KV twice; where even that is too much, it ends with ``length``.
+        """
         victims = self.prefilling + self.decoding
         youngest = max(victims, key=lambda e: (e.admitted, e.accepted))
-        if len(victims) == 1:
+        assert youngest.row is not None
+        alone = len(victims) == 1
+        if alone and not self.engine.fits(len(youngest.row.tokens) + 1):
             self._finish(youngest, "length", events)
             return
-        assert youngest.row is not None
         self._withdraw(youngest)
         self.waiting.insert(0, youngest)
-        self._blocked = True
+        self._blocked = not alone
         self.preemptions += 1
         self.stats.preempted()
 

@@ -8,22 +8,31 @@ compared with ``mlx_lm`` generating the same prompt cold and alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cache.prefix_cache import Keeping
+from cache.tokens import common_length
 from engine.engine import Attention, Engine
 from engine.loader import Loaded, load
 from engine.params import SamplingParams
+from engine.rows import Row
+from engine.sampling import RowSampling
 from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
+from scheduler.stats import SchedulerStats
 
 from .models import model_dir
 from .oracle import Oracle, compare
 
+BUDGETS = (1536, None, 1024, 4096, 2560, None)  # in tokens, by turns
+PATIENCE = 5000  # steps without an event or an input token, after which a run is stuck
 FAMILIES = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next", "deepseek_v3")
 
 
@@ -56,6 +65,80 @@ class Report:
         """Sums up."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+
+class Recorder(Engine):
+    """The engine, with a record of what went through it and a naive model of its cache.
+
+    ``known`` holds every sequence whose KV was computed, ``ends`` those after which layers that
+    cannot be cut must have left their state.
+    """
+
+    def __init__(self, loaded: Loaded, attention: Attention, keeping: Keeping) -> None:
+        super().__init__(loaded, kv_memory=1 << 40, attention=attention, keeping=keeping)
+        self.requests: dict[str, Request] = {}
+        self.prompt_inputs: Counter[str] = Counter()
+        self.inputs = 0
+        self.known: set[bytes] = set()
+        self.ends: set[bytes] = set()
+        self.forgets = False  # whether a budget may have made the cache forget
+        self.wrong_hits: list[str] = []
+
+    def admit(
+        self,
+        request_id: str,
+        tokens: array[int],
+        sampling: RowSampling,
+        boundaries: Sequence[int] = (),
+    ) -> Row | None:
+        least, most = self._expected(tokens[:-1])
+        row = super().admit(request_id, tokens, sampling, boundaries)
+        if row is not None and not self.forgets and not least <= row.length <= most:
+            self.wrong_hits.append(f"{request_id}: {row.length} cached, not {least} to {most}")
+        return row
+
+    def prefill(self, row: Row, most: int) -> int:
+        context = row.length
+        count = super().prefill(row, most)
+        self._record(row, range(context, row.length))
+        state = row.tokens[: row.length].tobytes()
+        self.known.add(state)
+        if row.length in self.requests[row.id].boundaries or not row.remaining:
+            self.ends.add(state)
+        return count
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._record(row, range(row.length, row.length + 1))
+        super().submit(rows)
+
+    def release(self, row: Row) -> None:
+        super().release(row)
+        self.known.add(row.tokens[: row.length].tobytes())
+        self.ends.add(row.tokens[: row.length].tobytes())
+
+    def _record(self, row: Row, positions: range) -> None:
+        prompt = len(self.requests[row.id].prompt)
+        self.inputs += len(positions)
+        self.prompt_inputs[row.id] += sum(p < prompt for p in positions)
+
+    def _expected(self, wanted: array[int]) -> tuple[int, int]:
+        """The fewest and the most tokens that the cache must give."""
+        most = max((common_length(array("i", k), wanted, 0) for k in self.known), default=0)
+        if not self.stateful:
+            return most, most
+        text = wanted.tobytes()
+        return max((len(e) // 4 for e in self.ends if text.startswith(e)), default=0), most
+
+
+class Tally(SchedulerStats):
+    """Sums up the prompt tokens that the scheduler says were computed."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+
+    def computed(self, tokens: int) -> None:
+        self.prompt_tokens += tokens
 
 
 class Agent:
@@ -99,10 +182,20 @@ def converse(
     """Runs ``conversations`` of them, 1 to 12 at a time; replies in order of completion."""
     rng = random.Random(seed)
     keeping = Keeping(most=rng.choice([0, 48, 1024]))
-    engine = Engine(loaded, kv_memory=1 << 40, attention=attention, keeping=keeping)
+    engine = Recorder(loaded, attention, keeping)
     if budget_tokens is not None:
         engine.kv_memory = budget_tokens * engine.token_bytes
-    scheduler = Scheduler(engine, max_rows=rng.choice([2, 5, 12]), stall_target=1e-3)
+        engine.forgets = True
+    tally = Tally()
+    # A clock that moves by steps: how prompts are cut into chunks must not depend on the machine.
+    ticks = itertools.count()
+    scheduler = Scheduler(
+        engine,
+        max_rows=rng.choice([2, 5, 12]),
+        stall_target=rng.choice([1e-3, 0.1]),
+        stats=tally,
+        clock=lambda: next(ticks) * 1e-3,
+    )
     vocab = loaded.vocab_size
     systems = [[rng.randrange(3, vocab) for _ in range(rng.randint(20, 250))] for _ in range(3)]
     report = Report(conversations=conversations)
@@ -121,17 +214,23 @@ def converse(
             return
         running[agent.name] = agent
         requests[request.id], tokens[request.id] = request, []
+        engine.requests = requests
         scheduler.add(request)
         if rng.random() < 0.08:
             doomed.append(request.id)
 
     doomed: list[str] = []
+    idle, before = 0, 0
     while waiting or scheduler.has_work:
         while waiting and len(running) < concurrent and rng.random() < 0.7:
             start(waiting.pop())
         if doomed and rng.random() < 0.2:
             scheduler.abort(doomed.pop())
-        for event in scheduler.step():
+        events = scheduler.step()
+        idle = idle + 1 if not events and before == engine.inputs else 0
+        before = engine.inputs
+        assert idle < PATIENCE, "the scheduler has work and does none"
+        for event in events:
             if isinstance(event, Token):
                 tokens[event.request_id].append(event.token)
                 continue
@@ -145,28 +244,40 @@ def converse(
                 start(agent)
         engine.cache.tree.check()
         assert engine.used <= engine.kv_memory, (engine.used, engine.kv_memory)
-    _count(scheduler, engine, done, report)
+    _count(scheduler, engine, tally, done, report)
     assert not engine.pool.slabs, "a row was not released"
     assert not any(n.loans for n in engine.cache.tree.walk()), "a lease was not released"
     return done, report
 
 
 def _count(
-    scheduler: Scheduler, engine: Engine, done: list[tuple[Request, Reply]], report: Report
+    scheduler: Scheduler,
+    engine: Recorder,
+    tally: Tally,
+    done: list[tuple[Request, Reply]],
+    report: Report,
 ) -> None:
-    """Prompt minus cached, plus every token fed back, is what the model's input has seen."""
+    """Prompt minus cached is what the model's input has seen of each prompt."""
     report.preemptions = scheduler.preemptions
     report.evicted = engine.cache.evicted_tokens
-    expected = 0
-    for _, reply in done:
+    report.miscounted += engine.wrong_hits
+    for request, reply in done:
         end = reply.finished
         report.replies += 1
         report.prompt += end.prompt_tokens
         report.cached += end.cached_tokens
         report.aborted += end.reason == "abort"
-        expected += end.prompt_tokens - end.cached_tokens + max(0, end.completion_tokens - 1)
-    if not report.preemptions and not report.aborted and expected != engine.input_tokens:
-        report.miscounted.append(f"expected {expected}, model saw {engine.input_tokens}")
+        # A preempted row may have to compute more than its whole prompt.
+        seen = min(end.prompt_tokens, engine.prompt_inputs[request.id])
+        claimed = end.prompt_tokens - end.cached_tokens
+        if claimed < seen or (end.reason != "abort" and claimed != seen):
+            report.miscounted.append(f"{request.id}: claimed {claimed}, model saw {seen}")
+    computed = sum(engine.prompt_inputs.values())
+    if engine.inputs != engine.input_tokens or computed != tally.prompt_tokens:
+        report.miscounted.append(
+            f"the engine counted {engine.input_tokens} of {engine.inputs} inputs, the scheduler "
+            f"{tally.prompt_tokens} of {computed} prompt tokens"
+        )
 
 
 def check(oracle: Oracle, done: list[tuple[Request, Reply]], report: Report) -> None:
@@ -176,8 +287,8 @@ def check(oracle: Oracle, done: list[tuple[Request, Reply]], report: Report) -> 
         ours, theirs = list(reply.tokens), list(cold.tokens)
         if reply.finished.reason == "stop":
             ours.append(next(iter(request.stop_token_ids)))
-        if reply.finished.reason not in ("stop", "length") or len(ours) < len(theirs):
-            theirs = theirs[: len(ours)]  # aborted, or ended for want of memory
+        if reply.finished.reason == "abort":
+            theirs = theirs[: len(ours)]
         verdict = compare(ours, cold._replace(tokens=theirs))
         if verdict.kind == "tie":
             report.ties += 1
@@ -189,8 +300,14 @@ def check(oracle: Oracle, done: list[tuple[Request, Reply]], report: Report) -> 
             )
 
 
-def run(family: str, conversations: int, seed: int, attention: Attention | None = None) -> Report:
-    """Runs a family's share of conversations, a fifth of them under a tiny budget."""
+def run(
+    family: str,
+    conversations: int,
+    seed: int,
+    attention: Attention | None = None,
+    at_once: int = 12,
+) -> Report:
+    """Runs a family's share of conversations, most of them under a budget, some a tiny one."""
     path = model_dir(family)
     loaded = load(
         str(path), dtype=None, trust_remote_code=False, max_context=None, progress=lambda _: None
@@ -198,15 +315,15 @@ def run(family: str, conversations: int, seed: int, attention: Attention | None 
     oracle = Oracle(path)
     mode: Attention = attention or ("copied" if family == "deepseek_v3" else "lent")
     report = Report()
-    group = 0
-    while report.conversations < conversations:
-        group += 1
-        count = min(12, conversations - report.conversations)
-        budget = [None, 4096, 2560, 1536, 1024][group % 5]
+    for group in itertools.count():
+        count = min(at_once, conversations - report.conversations)
+        if not count:
+            return report
+        budget = BUDGETS[group % len(BUDGETS)]
         done, part = converse(loaded, seed * 1000 + group, count, mode, budget)
         check(oracle, done, part)
         report.add(part)
-    return report
+    raise AssertionError
 
 
 def main() -> None:

@@ -225,3 +225,34 @@ def test_every_request_ends_in_exactly_one_terminal_event(seed):
     assert set(ends) == set(alive)
     assert set(ends.values()) <= {1}
     assert not engine.rows
+
+
+def test_one_that_can_never_fit_does_not_hold_up_the_others():
+    core = scheduler(FakeEngine(budget=20))
+    core.add(request("big", range(100, 140)))
+    core.add(request("small", range(5)))
+    ends = {e.request_id: e.reason for e in drain(core) if isinstance(e, Finished)}
+    assert ends == {"big": "error", "small": "length"}
+
+
+def test_a_lone_row_that_cannot_grow_starts_anew_and_keeps_its_reply():
+    class Doubling(FakeEngine):
+        """Where a row holds its KV twice to grow past a multiple of 8 tokens."""
+
+        def make_room(self, row):
+            if len(row.tokens) % 8 == 0 and row not in self.fresh:
+                return False
+            self.fresh.discard(row)
+            return True
+
+        def admit(self, *arguments):
+            row = super().admit(*arguments)
+            self.fresh = {row}
+            return row
+
+    core = scheduler(Doubling(budget=100))
+    core.add(request("a", range(14), max_tokens=30))
+    events = drain(core)
+    assert [e.token for e in events if isinstance(e, Token)] == [*range(14, 44)]
+    assert events[-1] == Finished("a", "length", 14, 0, 30)
+    assert core.preemptions >= 3
