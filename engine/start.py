@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from mlx.utils import tree_reduce
 
-from . import device
+from . import device, embedded
 from .calibration import calibrate
 from .engine import Attention, Engine
 from .loader import Loaded, LoadError, load
@@ -40,7 +41,7 @@ def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Sta
     """Loads and checks a model. Raises LoadError with one line that says what to do."""
     loaded = load(
         options.model,
-        dtype=options.dtype,
+        dtype=options.dtype or _own_dtype(options.model),
         trust_remote_code=options.trust_remote_code,
         max_context=options.max_context,
         progress=progress,
@@ -64,3 +65,10 @@ def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Sta
         )
     device.clear_cache()
     return Started(engine, loaded, weights)
+
+
+def _own_dtype(model: str) -> str | None:
+    """The embedded model's type here: it is stored in half precision, which CPUs are slow at."""
+    if Path(model) == embedded.path() and device.describe().backend == "cpu":
+        return "float32"
+    return None

@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import anyio
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from engine import device
+from engine.generation_config import sampling_defaults
 from engine.loader import LoadError
+from engine.params import SamplingParams
 from engine.start import EngineOptions, start_engine
+from engine.tokenizer import Tokenizer
 
 from .events import Event, Finished
 from .metrics import Gauges, Metrics
@@ -61,7 +63,11 @@ class ServiceConfig:
 
 
 class ModelInfo(NamedTuple):
-    """The served model as ``/v1/models`` shows it; ``created`` in Unix seconds."""
+    """The served model as ``/v1/models`` shows it.
+
+    ``created`` is in Unix seconds, ``kv_memory`` in bytes; ``defaults`` hold where a request
+    does not say how tokens are chosen.
+    """
 
     name: str
     root: str
@@ -70,12 +76,15 @@ class ModelInfo(NamedTuple):
     eos_token_ids: frozenset[int]
     attention: Literal["lent", "copied"]
     created: int
+    kv_memory: int
+    defaults: SamplingParams
 
 
 class Health(NamedTuple):
     """The state of the service; ``heartbeat_age`` in seconds."""
 
     alive: bool
+    loaded: bool
     ready: bool
     draining: bool
     heartbeat_age: float
@@ -142,7 +151,7 @@ class Service:
     """Starts the engine thread and speaks with it; everything here runs on the event loop."""
 
     info: ModelInfo
-    tokenizer: TokenizerWrapper
+    tokenizer: Tokenizer
 
     def __init__(
         self, config: ServiceConfig, metrics: Metrics, progress: Callable[[str], None]
@@ -163,12 +172,12 @@ class Service:
 
     async def start(self) -> None:
         """Loads the model on the engine thread; raises LoadFailed."""
+        self.metrics.start(self.config.served_model_name)
         loop = self._loop = asyncio.get_running_loop()
         self._loaded = loop.create_future()
         self._worker = Worker(self._build, self._on_engine, self._on_ready, self._on_death)
         self._worker.start()
         await self._loaded
-        self.metrics.start(self.info.name)
 
     def reserve(self, places: int = 1) -> Reservation:
         """Takes places in the queue. Raises QueueFull, EngineDead."""
@@ -178,6 +187,11 @@ class Service:
             raise QueueFull
         self._outstanding += places
         return Reservation(self, places)
+
+    @property
+    def outstanding(self) -> int:
+        """Places in use: requests from their reservation to their terminal event."""
+        return self._outstanding
 
     def abort(self, request_id: str) -> None:
         """Ends a request within one step; one that is unknown or over is left alone."""
@@ -191,6 +205,7 @@ class Service:
         loaded = self._loaded is not None and self._loaded.done() and self._error is None
         return Health(
             alive=self._error is None,
+            loaded=loaded,
             ready=loaded and not self._draining,
             draining=self._draining,
             heartbeat_age=worker.heartbeat_age if worker is not None else 0.0,
@@ -293,7 +308,7 @@ class Service:
             stall_target=config.stall_target_ms / 1000,
             stats=self.metrics,
         )
-        self.tokenizer = loaded.tokenizer
+        self.tokenizer = Tokenizer(loaded.tokenizer, system_boundary=engine.stateful)
         self._most_tokens = engine.most_tokens
         self.info = ModelInfo(
             name=config.served_model_name,
@@ -303,6 +318,8 @@ class Service:
             eos_token_ids=loaded.eos_token_ids,
             attention=engine.attention,
             created=int(time.time()),
+            kv_memory=engine.kv_memory,
+            defaults=sampling_defaults(loaded.path),
         )
 
         def picture() -> Gauges:

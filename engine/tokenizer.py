@@ -1,0 +1,202 @@
+"""Between text and tokens: chat templates, encoding, and decoding a reply as it comes.
+
+On worker threads and the event loop, never on the engine thread. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jinja2.exceptions import TemplateError
+from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
+
+Message = dict[str, Any]
+Tools = Sequence[Mapping[str, Any]]
+
+# Two questions that differ in their first letter: what prompts with either have in common ends
+# where the system prompt ends, whatever the template puts around it.
+PROBES = ("A", "z")
+
+
+class PromptError(ValueError):
+    """Messages that the model's template refuses; the text may be shown to the client."""
+
+
+class Prompt(NamedTuple):
+    """A rendered and tokenised conversation.
+
+    ``boundaries`` are prompt lengths, ascending, at which it pays to keep the state of layers
+    that cannot be cut. ``thinking`` tells that the reply begins inside a thought.
+    """
+
+    tokens: tuple[int, ...]
+    boundaries: tuple[int, ...]
+    thinking: bool
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template, safe to use from several threads at once.
+
+    ``system_boundary`` makes prompts carry the end of their system prompt, at the price of
+    tokenising that twice; it serves models whose layers are not all kept by token.
+    """
+
+    def __init__(self, wrapper: TokenizerWrapper, *, system_boundary: bool = False) -> None:
+        self._wrapper = wrapper
+        self._inner: Any = wrapper._tokenizer
+        self._system_boundary = system_boundary
+        # The library's own object is immutable here, and encodes without Python's lock.
+        self._fast: Any = getattr(self._inner, "backend_tokenizer", None)
+        self._lock = threading.Lock()
+        self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
+        self.think: tuple[str, str] | None = (
+            (wrapper.think_start, wrapper.think_end) if wrapper.has_thinking else None
+        )
+        self.tool_call: tuple[str, str] | None = (
+            (wrapper.tool_call_start, wrapper.tool_call_end) if wrapper.has_tool_calling else None
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered at all."""
+        return bool(self._wrapper.has_chat_template)
+
+    def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        """Token ids of ``text``; ``special`` adds what the model wants around a plain text."""
+        if self._fast is not None:
+            return tuple(self._fast.encode(text, add_special_tokens=special).ids)
+        with self._lock:
+            return tuple(self._inner.encode(text, add_special_tokens=special))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """Renders and tokenises a conversation; a last assistant message is to be continued.
+
+        ``options`` go to the template as they are. Raises PromptError.
+        """
+        text = self._render(messages, tools, options)
+        tokens = self.encode(text)
+        boundary = self._system_end(tokens, messages, tools, options)
+        thinking = self.think is not None and text.rstrip().endswith(self.think[0])
+        return Prompt(tokens, (boundary,) if boundary else (), thinking)
+
+    def detokenizer(self) -> Detokenizer:
+        """Decodes one reply."""
+        return Detokenizer(self._wrapper)
+
+    def parse_tool_call(self, text: str, tools: Tools) -> list[dict[str, Any]]:
+        """The calls, each ``{"name", "arguments"}``, in the text between two markers.
+
+        Raises ValueError where it is no call.
+        """
+        try:
+            parsed: Any = self._wrapper.tool_parser(text, list(tools))
+        # The parsers are many and small, and meet whatever a model writes.
+        except (ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
+            raise ValueError(str(error)) from error
+        calls = parsed if isinstance(parsed, list) else [parsed]
+        for call in calls:
+            if not (isinstance(call, dict) and isinstance(call.get("name"), str)):
+                raise ValueError("not a call")
+            call.setdefault("arguments", {})
+        return calls
+
+    def token_text(self, token: int) -> str:
+        """The text of one token by itself."""
+        return str(self._inner.decode([token]))
+
+    def token_bytes(self, token: int) -> list[int]:
+        """The bytes of one token; of a part of a character, that part."""
+        return list(self._token_bytes(token))
+
+    @functools.lru_cache(maxsize=1 << 14)  # noqa: B019 - lives as long as the model does
+    def _token_bytes(self, token: int) -> bytes:
+        piece = self._inner.convert_ids_to_tokens(token) if self._is_bpe else None
+        table = _byte_decoder() if piece else {}
+        if piece and all(c in table for c in piece):
+            return bytes(table[c] for c in piece)
+        return self.token_text(token).encode("utf-8", "replace")
+
+    def _render(
+        self, messages: Sequence[Message], tools: Tools | None, options: Mapping[str, Any] | None
+    ) -> str:
+        continued = bool(messages) and messages[-1]["role"] == "assistant"
+        arguments: dict[str, Any] = {
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": not continued,
+            **(options or {}),
+        }
+        if continued:
+            arguments["continue_final_message"] = True
+        try:
+            if self._wrapper._chat_template is not None:
+                return str(self._wrapper._chat_template(list(messages), **arguments))
+            return str(
+                self._inner.apply_chat_template(list(messages), tokenize=False, **arguments)
+            )
+        # A template is a program of its own, which meets messages it does not foresee.
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise PromptError(f"The model's chat template refuses these messages: {line}") from error
+
+    def _system_end(
+        self,
+        tokens: Sequence[int],
+        messages: Sequence[Message],
+        tools: Tools | None,
+        options: Mapping[str, Any] | None,
+    ) -> int:
+        """Number of leading tokens that any conversation with this system prompt begins with."""
+        if not self._system_boundary:
+            return 0
+        leading = 0
+        while leading < len(messages) and messages[leading]["role"] == "system":
+            leading += 1
+        if not leading and not tools:
+            return 0
+        common = len(tokens)
+        for probe in PROBES:
+            question = {"role": "user", "content": probe}
+            try:
+                text = self._render([*messages[:leading], question], tools, options)
+            except PromptError:
+                return 0
+            common = min(common, _common(tokens, self.encode(text)))
+        return common if 0 < common < len(tokens) else 0
+
+
+class Detokenizer:
+    """The text of one reply as its tokens come; never half a character."""
+
+    def __init__(self, wrapper: TokenizerWrapper) -> None:
+        self._inner = wrapper.detokenizer
+
+    def add(self, token: int) -> str:
+        """The text that ``token`` completes, often empty."""
+        self._inner.add_token(token)
+        return str(self._inner.last_segment)
+
+    def finish(self) -> str:
+        """What is left at the end."""
+        self._inner.finalize()
+        return str(self._inner.last_segment)
+
+
+def tool_arguments(arguments: object) -> str:
+    """A call's arguments as the JSON text that clients expect."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

@@ -1,0 +1,69 @@
+"""The ASGI application: routes, errors, and a name for every request."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scheduler.service import Service
+
+from .chat import ChatCompletions
+from .completions import Completions
+from .errors import exception_handlers
+from .generation import TextThreads
+from .models import Models
+from .ops import Ops
+
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+def create_app(
+    service: Service, registry: CollectorRegistry, *, default_max_tokens: int
+) -> ASGIApp:
+    """The application in front of ``service``; its routes answer also while it loads."""
+    threads = TextThreads()
+    chat = ChatCompletions(service, threads, default_max_tokens)
+    text = Completions(service, threads, default_max_tokens)
+    models, ops = Models(service), Ops(service, registry)
+    routes = [
+        Route("/v1/chat/completions", chat.post, methods=["POST"]),
+        Route("/v1/completions", text.post, methods=["POST"]),
+        Route("/v1/models", models.all),
+        Route("/v1/models/{model:path}", models.one),
+        Route("/livez", ops.livez),
+        Route("/health", ops.health),
+        Route("/ready", ops.ready),
+        Route("/metrics", ops.metrics),
+    ]
+    app = Starlette(routes=routes, exception_handlers=dict(exception_handlers))
+    app.router.redirect_slashes = False
+    # Outside of everything, so that the answer to a fault has its name, too.
+    return RequestIds(app)
+
+
+class RequestIds:
+    """Gives every response an ``x-request-id``: the client's own where it sent a sound one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        sound = REQUEST_ID.fullmatch(given)
+        name = given.decode("ascii") if sound else f"req_{uuid.uuid4().hex}"
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        await self._app(scope, receive, named)

@@ -1,0 +1,347 @@
+"""``/v1/chat/completions``: the OpenAI chat dialect, streaming and not."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.tokenizer import Message, Prompt, PromptError
+from scheduler.service import Service
+
+from .body import Refused, read_json
+from .dialect import Dialect, Frame
+from .errors import bad_request
+from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, reply_length
+from .generation import Choice, Piece, Plan, Usage, reserve, submit
+from .logprobs import chat_logprobs
+from .output import Delta, Output, ToolCall
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MOST_MESSAGES = 10_000
+MOST_TOOLS = 1024
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+REFUSED: Refused = REFUSED_ALIKE | {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "web_search_options": (),
+}
+
+
+class Part(msgspec.Struct):
+    """A piece of a message's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Function(msgspec.Struct):
+    """What a tool call calls; ``arguments`` is JSON text."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class Call(msgspec.Struct):
+    """A tool call that an earlier turn made."""
+
+    function: Function
+    id: str | None = None
+    type: str = "function"
+
+
+class ChatMessage(msgspec.Struct):
+    """One message of the conversation."""
+
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class ToolFunction(msgspec.Struct, omit_defaults=True):
+    """A function that the model may call; its schema is passed on as it is."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """One offered tool."""
+
+    function: ToolFunction
+    type: str = "function"
+
+
+class ChatRequest(GenerationFields, kw_only=True):
+    """The body of a chat completion; what is not listed is checked by name or has no effect."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatCompletions(Dialect):
+    """Answers chats."""
+
+    async def post(self, request: Request) -> Response:
+        """The route."""
+        body = await read_json(request, ChatRequest, REFUSED)
+        service = self.serves(body.model)
+        plan = _Plan(service, body, self.default_max_tokens)
+        with reserve(service, body.choices) as places:
+            prompt = await self.threads.run(plan.prompt)
+            name = f"chatcmpl-{uuid.uuid4().hex}"
+            generation = submit(service, places, [plan.plan(prompt)], body.choices, name)
+        frame = Frame(name, "chat.completion", body.model, int(time.time()))
+        if body.stream:
+            writer = _Chunks(service, frame, body.logprobs is True)
+            return self.stream(generation, [prompt], writer, usage=body.wants_usage)
+        shape = partial(_message, service, body.logprobs is True)
+        return await self.whole(request, generation, [prompt], frame, shape)
+
+
+class _Plan:
+    """A checked request; ``prompt`` is to run on a worker thread."""
+
+    def __init__(self, service: Service, body: ChatRequest, default_max_tokens: int) -> None:
+        info = service.info
+        self._service = service
+        self._body = body
+        self._default = default_max_tokens
+        self._messages = [_message_dict(i, m) for i, m in enumerate(_listed(body.messages))]
+        self._tools = _tools(body)
+        self._options = _template_options(body)
+        self._stops = body.stops()
+        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
+        self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
+        if not service.tokenizer.has_chat_template:
+            raise bad_request("This model has no chat template; use /v1/completions.", "model")
+
+    def prompt(self) -> Prompt:
+        """Renders and tokenises. Raises ApiError."""
+        try:
+            return self._service.tokenizer.chat(self._messages, self._tools, self._options)
+        except PromptError as error:
+            raise bad_request(str(error), "messages") from error
+
+    def plan(self, prompt: Prompt) -> Plan:
+        """How the engine is to answer. Raises ApiError where the context does not last."""
+        body, wanted, param = self._body, self._body.max_tokens, "max_tokens"
+        if body.max_completion_tokens is not None:
+            wanted, param = body.max_completion_tokens, "max_completion_tokens"
+        context = self._service.info.max_model_len
+        most = reply_length(len(prompt.tokens), wanted, self._default, context, param, "messages")
+        return Plan(prompt, most, self._sampling, self._stop_ids, partial(self._output, prompt))
+
+    def _output(self, prompt: Prompt) -> Output:
+        tokenizer = self._service.tokenizer
+        return Output(
+            tokenizer.detokenizer(),
+            self._stops,
+            tokenizer,
+            thinking=prompt.thinking,
+            tools=self._tools or (),
+            one_call=self._body.parallel_tool_calls is False,
+        )
+
+
+# what comes in
+
+
+def _listed(messages: list[ChatMessage]) -> list[ChatMessage]:
+    if not messages:
+        raise bad_request("messages is empty.", "messages")
+    if len(messages) > MOST_MESSAGES:
+        raise bad_request(f"At most {MOST_MESSAGES} messages are possible.", "messages")
+    return messages
+
+
+def _message_dict(index: int, message: ChatMessage) -> Message:
+    """A message as templates know it."""
+    where = f"messages[{index}]"
+    if message.role not in ROLES:
+        raise bad_request(
+            f"{message.role[:40]!r} is not a role; there are {', '.join(ROLES)}.", f"{where}.role"
+        )
+    role = "system" if message.role == "developer" else message.role
+    made: Message = {"role": role, "content": _text(where, message.content)}
+    if message.content is None and role != "assistant":
+        raise bad_request(f"A {role} message needs content.", f"{where}.content")
+    if message.tool_calls and role == "assistant":
+        made["tool_calls"] = [_call_dict(call) for call in message.tool_calls]
+    thought = message.reasoning_content or message.reasoning
+    if thought and role == "assistant":
+        made["reasoning_content"] = thought
+    for name in ("name", "tool_call_id"):
+        if (value := getattr(message, name)) is not None:
+            made[name] = value
+    return made
+
+
+def _text(where: str, content: str | list[Part] | None) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type not in ("text", "refusal"):
+            raise bad_request(
+                f"This model reads text only; a part of type {part.type[:40]!r} cannot be served.",
+                f"{where}.content[{i}].type",
+            )
+    return "\n".join([part.text or part.refusal or "" for part in content])
+
+
+def _call_dict(call: Call) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            parsed = None  # what a model once wrote need not be JSON; the template gets the text
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tools(body: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools offered to the model; None for none."""
+    tools = body.tools or []
+    if len(tools) > MOST_TOOLS:
+        raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tools")
+    for i, tool in enumerate(tools):
+        if tool.type != "function":
+            raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
+    if body.tool_choice not in (None, "auto", "none"):
+        raise bad_request(
+            "tool_choice is 'auto' or 'none'; forcing a call is not supported by this server.",
+            "tool_choice",
+            "unsupported",
+        )
+    if body.tool_choice == "none" or not tools:
+        return None
+    offered: list[dict[str, Any]] = msgspec.to_builtins(tools)
+    return [{"type": "function", "function": tool["function"]} for tool in offered]
+
+
+def _template_options(body: ChatRequest) -> dict[str, Any]:
+    """What the template is told beside the messages."""
+    options: dict[str, Any] = {}
+    if body.reasoning_effort is not None:
+        if body.reasoning_effort not in EFFORTS:
+            raise bad_request(
+                f"reasoning_effort is one of {', '.join(EFFORTS)}.", "reasoning_effort"
+            )
+        options["enable_thinking"] = body.reasoning_effort not in ("none", "minimal")
+        options["reasoning_effort"] = body.reasoning_effort
+    for name, value in (body.chat_template_kwargs or {}).items():
+        if name not in ("enable_thinking", "thinking", "reasoning_effort"):
+            raise bad_request(
+                f"chat_template_kwargs: {name[:40]!r} is not supported.", "chat_template_kwargs"
+            )
+        options[name] = value
+    return options
+
+
+def _top_logprobs(body: ChatRequest) -> int | None:
+    """How many alternatives to report; None where no log-probabilities are wanted."""
+    top = body.top_logprobs
+    if top is not None and not 0 <= top <= MOST_TOP_LOGPROBS:
+        raise bad_request(
+            f"top_logprobs must be between 0 and {MOST_TOP_LOGPROBS}.", "top_logprobs"
+        )
+    if top and not body.logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
+    return (top or 0) if body.logprobs else None
+
+
+# what goes out
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _fields(delta: Delta) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if delta.text:
+        fields["content"] = delta.text
+    if delta.thought:
+        fields["reasoning_content"] = fields["reasoning"] = delta.thought
+    return fields
+
+
+def _message(
+    service: Service, logprobs: bool, choice: Choice, pieces: list[Piece]
+) -> dict[str, Any]:
+    """A whole choice."""
+    delta = Delta.joined([p.delta for p in pieces])
+    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+    message |= _fields(delta)
+    if delta.calls:
+        message["tool_calls"] = [_call(c) for c in delta.calls]
+    elif message["content"] is None:
+        message["content"] = ""
+    tokens = [t for p in pieces for t in p.tokens]
+    return {
+        "index": choice.index,
+        "message": message,
+        "logprobs": chat_logprobs(service.tokenizer, tokens) if logprobs else None,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+class _Chunks:
+    """The chunks of a streamed chat."""
+
+    def __init__(self, service: Service, frame: Frame, logprobs: bool) -> None:
+        self._tokenizer = service.tokenizer
+        self._frame = frame._replace(object="chat.completion.chunk")
+        self._logprobs = logprobs
+
+    def first(self, choice: Choice) -> bytes:
+        return self._chunk(choice, {"role": "assistant", "content": ""})
+
+    def piece(self, choice: Choice, piece: Piece) -> bytes:
+        fields = _fields(piece.delta)
+        if piece.delta.calls:
+            fields["tool_calls"] = [{"index": c.number, **_call(c)} for c in piece.delta.calls]
+        if not (fields or self._logprobs):
+            return b""  # a token that shows nothing yet
+        logprobs = chat_logprobs(self._tokenizer, piece.tokens) if self._logprobs else None
+        return self._chunk(choice, fields, logprobs=logprobs)
+
+    def last(self, choice: Choice) -> bytes:
+        return self._chunk(choice, {}, finish_reason=choice.finish_reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._frame.event([], usage)
+
+    def _chunk(self, choice: Choice, delta: dict[str, Any], **more: Any) -> bytes:
+        shape = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._frame.event([shape | more])

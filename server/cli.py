@@ -1,0 +1,233 @@
+"""The command line: ``commons serve`` and ``commons bench``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from server.bench import bench
+
+app = typer.Typer(
+    help="One model endpoint that a team and all its agents share.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(bench)
+
+
+class Dtype(StrEnum):
+    """Types to compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the file's settings the defaults of what neither line nor environment gives."""
+    from server.config import ConfigError, read_file
+
+    if path is not None:
+        known = [p.name for p in context.command.params if p.name and p.name != "config"]
+        try:
+            context.default_map = read_file(path, known)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+    return path
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_REPO",
+            envvar="COMMONS_MODEL",
+            help="MLX model directory or repository id; without it the embedded commons-tiny.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="COMMONS_SERVED_MODEL_NAME",
+            help="The id in requests; by default the path's last part.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(envvar="COMMONS_HOST", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, envvar="COMMONS_PORT", help="Port; 0 takes a free one."),
+    ] = 8000,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="COMMONS_CONFIG",
+            help="TOML file with any of these options.",
+            callback=_read_config,
+            is_eager=True,
+        ),
+    ] = None,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            envvar="COMMONS_KV_MEMORY",
+            help="KV of running requests and cache together, e.g. 12GB; by default what the "
+            "device recommends, less weights and a margin.",
+        ),
+    ] = None,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            envvar="COMMONS_PREFIX_CACHE",
+            help="Keep and lend prefixes, or compute every prompt anew.",
+        ),
+    ] = True,
+    max_rows: Annotated[
+        int, typer.Option(min=1, envvar="COMMONS_MAX_ROWS", help="Requests decoded together.")
+    ] = 64,
+    max_queue: Annotated[
+        int,
+        typer.Option(min=0, envvar="COMMONS_MAX_QUEUE", help="Requests waiting; beyond it, 503."),
+    ] = 256,
+    stall_target_ms: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            envvar="COMMONS_STALL_TARGET_MS",
+            help="How long a running stream may wait while a prompt is computed.",
+        ),
+    ] = 100.0,
+    default_max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            envvar="COMMONS_DEFAULT_MAX_TOKENS",
+            help="Length of a reply where the request names none.",
+        ),
+    ] = 4096,
+    max_context: Annotated[
+        int | None,
+        typer.Option(min=2, envvar="COMMONS_MAX_CONTEXT", help="Less context than the model has."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            envvar="COMMONS_DTYPE", help="Compute in this type instead of the stored one."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            envvar="COMMONS_TRUST_REMOTE_CODE",
+            help="Run code that comes with a model.",
+        ),
+    ] = False,
+    drain_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            envvar="COMMONS_DRAIN_TIMEOUT",
+            help="Seconds that running requests get to finish at SIGTERM.",
+        ),
+    ] = 30.0,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="COMMONS_LOG_LEVEL", help="How much is logged.")
+    ] = LogLevel.info,
+) -> None:
+    """Serve a model on an OpenAI-compatible endpoint."""
+    # Imported here: `commons bench` and `--help` need neither MLX nor a server.
+    from engine import embedded
+    from scheduler.service import ServiceConfig
+    from server.config import ConfigError, ServerConfig, parse_size, served_name
+    from server.process import run
+
+    _log(log_level)
+    path = model or str(embedded.path())
+    try:
+        memory = None if kv_memory is None else parse_size(kv_memory)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--kv-memory") from error
+    service = ServiceConfig(
+        model=path,
+        served_model_name=served_model_name or served_name(path),
+        kv_memory=memory,
+        prefix_cache=prefix_cache,
+        max_rows=max_rows,
+        max_queue=max_queue,
+        stall_target_ms=stall_target_ms,
+        dtype=dtype.value if dtype else None,
+        trust_remote_code=trust_remote_code,
+        max_context=max_context,
+    )
+    server = ServerConfig(service, host, port, default_max_tokens, drain_timeout)
+    _leave(run(server))
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process with this very code.
+
+    MLX takes its stream threads down when the engine thread ends, a moment after Python has
+    joined it. Where the interpreter's own end overtakes that, C++ aborts the process, and who
+    watches it sees a crash.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlx-commons {importlib.metadata.version('mlx-commons')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """One model endpoint that a team and all its agents share."""
+
+
+def _log(level: LogLevel) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("commons").setLevel(level.value.upper())
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""``/v1/completions``: the OpenAI text dialect, streaming and not."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.tokenizer import Prompt
+from scheduler.service import Service
+
+from .body import Refused, read_json
+from .dialect import Dialect, Frame
+from .errors import bad_request
+from .fields import (
+    MOST_CHOICES,
+    MOST_TOP_LOGPROBS,
+    REFUSED_ALIKE,
+    GenerationFields,
+    check_tokens,
+    reply_length,
+)
+from .generation import Choice, Piece, Plan, Usage, reserve, submit
+from .logprobs import text_logprobs
+from .output import Delta, Output
+
+DEFAULT_MAX_TOKENS = 16  # what OpenAI's text dialect gives where a request names none
+
+REFUSED: Refused = REFUSED_ALIKE | {"echo": (False,), "suffix": ("",), "prompt_embeds": ()}
+
+
+class CompletionRequest(GenerationFields, kw_only=True):
+    """The body of a text completion."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+
+
+class Completions(Dialect):
+    """Continues texts."""
+
+    async def post(self, request: Request) -> Response:
+        """The route."""
+        body = await read_json(request, CompletionRequest, REFUSED)
+        service = self.serves(body.model)
+        texts = _prompts(body)
+        if len(texts) * body.choices > MOST_CHOICES:
+            raise bad_request(f"At most {MOST_CHOICES} replies are possible.", "n")
+        check = _Checked(service, body)
+        with reserve(service, len(texts) * body.choices) as places:
+            prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
+            plans = [check.plan(prompt) for prompt in prompts]
+            name = f"cmpl-{uuid.uuid4().hex}"
+            generation = submit(service, places, plans, body.choices, name)
+        frame = Frame(name, "text_completion", body.model, int(time.time()))
+        wants = body.logprobs is not None
+        if body.stream:
+            writer = _Chunks(service, frame, wants)
+            return self.stream(generation, prompts, writer, usage=body.wants_usage)
+        shape = partial(_choice, service, wants)
+        return await self.whole(request, generation, prompts, frame, shape)
+
+
+class _Checked:
+    """A checked request; ``prompt`` is to run on a worker thread."""
+
+    def __init__(self, service: Service, body: CompletionRequest) -> None:
+        info = service.info
+        self._service = service
+        self._body = body
+        self._stops = body.stops()
+        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
+        logprobs = body.logprobs
+        if logprobs is not None and not 0 <= logprobs <= MOST_TOP_LOGPROBS:
+            raise bad_request(f"logprobs must be between 0 and {MOST_TOP_LOGPROBS}.", "logprobs")
+        self._sampling = body.sampling(info.defaults, info.vocab_size, logprobs)
+
+    def prompt(self, text: str | list[int]) -> Prompt:
+        """Tokenises. Raises ApiError."""
+        if isinstance(text, str):
+            return Prompt(self._service.tokenizer.encode(text, special=True), (), False)
+        check_tokens("prompt", text, self._service.info.vocab_size)
+        return Prompt(tuple(text), (), False)
+
+    def plan(self, prompt: Prompt) -> Plan:
+        """How the engine is to answer. Raises ApiError where the context does not last."""
+        context = self._service.info.max_model_len
+        wanted = self._body.max_tokens
+        most = reply_length(
+            len(prompt.tokens), wanted, DEFAULT_MAX_TOKENS, context, "max_tokens", "prompt"
+        )
+        return Plan(prompt, most, self._sampling, self._stop_ids, self._output)
+
+    def _output(self) -> Output:
+        return Output(self._service.tokenizer.detokenizer(), self._stops)
+
+
+def _prompts(body: CompletionRequest) -> list[str | list[int]]:
+    """The prompts: a text, texts, token ids, or several lists of these."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise bad_request("The prompt is empty.", "prompt")
+    if all(isinstance(p, int) for p in prompt):
+        return [[p for p in prompt if isinstance(p, int)]]
+    texts: list[str | list[int]] = [p for p in prompt if not isinstance(p, int)]
+    if len(texts) < len(prompt) or len({type(p) for p in texts}) > 1:
+        raise bad_request(
+            "prompt is a list of texts, of token ids, or of lists of these.", "prompt"
+        )
+    return texts
+
+
+def _choice(
+    service: Service, logprobs: bool, choice: Choice, pieces: list[Piece]
+) -> dict[str, Any]:
+    """A whole choice."""
+    tokens = [t for p in pieces for t in p.tokens]
+    return {
+        "index": choice.index,
+        "text": Delta.joined([p.delta for p in pieces]).text,
+        "logprobs": text_logprobs(service.tokenizer, tokens, 0)[0] if logprobs else None,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+class _Chunks:
+    """The chunks of a streamed completion."""
+
+    def __init__(self, service: Service, frame: Frame, logprobs: bool) -> None:
+        self._tokenizer = service.tokenizer
+        self._frame = frame
+        self._logprobs = logprobs
+        self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    def first(self, choice: Choice) -> bytes:
+        return b""
+
+    def piece(self, choice: Choice, piece: Piece) -> bytes:
+        if not (piece.delta.text or self._logprobs):
+            return b""
+        logprobs = None
+        if self._logprobs:
+            offset = self._offsets[choice.index]
+            logprobs, offset = text_logprobs(self._tokenizer, piece.tokens, offset)
+            self._offsets[choice.index] = offset
+        return self._chunk(choice, piece.delta.text, logprobs=logprobs)
+
+    def last(self, choice: Choice) -> bytes:
+        return self._chunk(choice, "", finish_reason=choice.finish_reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._frame.event([], usage)
+
+    def _chunk(self, choice: Choice, text: str, **more: Any) -> bytes:
+        shape = {"index": choice.index, "text": text, "logprobs": None, "finish_reason": None}
+        return self._frame.event([shape | more])

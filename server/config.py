@@ -1,0 +1,68 @@
+"""What a server is started with: command line over ``COMMONS_*`` environment over TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import embedded
+from scheduler.service import ServiceConfig
+
+UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one line that says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything ``commons serve`` was told; ``drain_timeout`` in seconds."""
+
+    service: ServiceConfig
+    host: str = "127.0.0.1"
+    port: int = 8000
+    default_max_tokens: int = 4096
+    drain_timeout: float = 30.0
+
+
+def served_name(model: str) -> str:
+    """The id of ``model`` where none is given: the last part of its path."""
+    if Path(model) == embedded.path():
+        return embedded.NAME
+    return Path(model).expanduser().resolve().name if Path(model).exists() else Path(model).name
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size like ``12GB``, ``512MiB`` or ``1000000``. Raises ConfigError."""
+    found = SIZE.fullmatch(text.strip())
+    if not found:
+        raise ConfigError(f"{text!r} is not a size: write it like 12GB or 512MiB")
+    number, unit, binary = found.groups()
+    factor = UNITS[unit.upper()]
+    if binary:
+        factor = 1024 ** "_KMGT".index(unit.upper()) if unit else 1
+    size = int(float(number) * factor)
+    if not size:
+        raise ConfigError(f"{text!r} is no memory at all")
+    return size
+
+
+def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
+    """The settings of a TOML file, by option name. Raises ConfigError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    settings = {name.replace("-", "_"): value for name, value in values.items()}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"{path}: {name!r} is not a setting; there are {', '.join(known)}")
+    return settings

@@ -1,0 +1,187 @@
+"""What the OpenAI dialects share: the model's name, the frame of objects, streams and bodies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.tokenizer import Prompt
+from scheduler.service import Service
+
+from .clients import ClientGone, while_connected
+from .errors import ApiError, error_body, error_response
+from .generation import Choice, Generation, Piece, TextThreads, Usage, complete
+from .sse import Emit, EventStream, event
+
+logger = logging.getLogger("commons.server")
+encode = msgspec.json.Encoder().encode
+DONE = event(b"[DONE]")
+CLIENT_CLOSED = 499  # nobody reads it; the log does
+
+Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
+
+
+def usage_dict(usage: Usage) -> dict[str, Any]:
+    """Usage in the OpenAI shape."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
+
+
+class Frame(NamedTuple):
+    """What all objects of one response have in common; ``created`` in Unix seconds."""
+
+    id: str
+    object: str
+    model: str
+    created: int
+
+    def body(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
+        """An object with these choices."""
+        body: dict[str, Any] = {**self._asdict(), "choices": choices}
+        if usage is not None:
+            body["usage"] = usage_dict(usage)
+        return body
+
+    def event(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
+        """The same as an event of a stream."""
+        return event(encode(self.body(choices, usage)))
+
+
+class Writer(Protocol):
+    """The events of a stream; no event is empty bytes."""
+
+    def first(self, choice: Choice) -> bytes: ...
+    def piece(self, choice: Choice, piece: Piece) -> bytes: ...
+    def last(self, choice: Choice) -> bytes: ...
+    def usage(self, usage: Usage) -> bytes: ...
+
+
+class Dialect:
+    """A route that answers with replies of the served model."""
+
+    def __init__(self, service: Service, threads: TextThreads, default_max_tokens: int) -> None:
+        self.service = service
+        self.threads = threads
+        self.default_max_tokens = default_max_tokens
+
+    def serves(self, model: str) -> Service:
+        """The service of ``model``. Raises ApiError 404, or 503 while nothing is loaded."""
+        name = self.service.config.served_model_name
+        if model != name:
+            raise ApiError(
+                404,
+                f"The model {model[:200]!r} does not exist; this server has {name!r}.",
+                code="model_not_found",
+                param="model",
+            )
+        health = self.service.health()
+        if not health.alive:
+            raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
+        if not health.loaded:
+            message = "The model is still loading."
+            raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
+        return self.service
+
+    async def whole(
+        self,
+        request: Request,
+        generation: Generation,
+        prompts: Sequence[Prompt],
+        frame: Frame,
+        shape: Shape,
+    ) -> Response:
+        """The whole response, unless the client hangs up before."""
+        try:
+            pieces = await while_connected(request.receive, complete(generation))
+        except ClientGone:
+            self.service.metrics.client_disconnect()
+            return Response(status_code=CLIENT_CLOSED)
+        finally:
+            generation.abort()
+        usage = generation.usage(prompts)
+        generation.log(request.scope["path"], usage)
+        shaped = zip(generation.choices, pieces, strict=True)
+        body = frame.body([shape(choice, parts) for choice, parts in shaped], usage)
+        return Response(encode(body), media_type="application/json")
+
+    def stream(
+        self,
+        generation: Generation,
+        prompts: Sequence[Prompt],
+        writer: Writer,
+        *,
+        usage: bool,
+    ) -> Response:
+        """The response as a stream of events."""
+        return _Streaming(self.service, generation, prompts, writer, usage)
+
+
+class _Streaming(Response):
+    def __init__(
+        self,
+        service: Service,
+        generation: Generation,
+        prompts: Sequence[Prompt],
+        writer: Writer,
+        wants_usage: bool,
+    ) -> None:
+        super().__init__()
+        self._service = service
+        self._generation = generation
+        self._prompts = prompts
+        self._writer = writer
+        self._wants_usage = wants_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = EventStream(receive, send)
+        try:
+            producers = [_Producer(self._writer, c).run for c in self._generation.choices]
+            await stream.run(producers, self._end)
+        except ClientGone:
+            self._service.metrics.client_disconnect()
+        except ApiError as error:
+            if not stream.started:
+                await error_response(error)(scope, receive, send)
+                return
+            # No [DONE]: what came before is not a whole reply.
+            await stream.emit(event(encode(error_body(error))))
+            await stream.close()
+        else:
+            self._generation.log(scope["path"], self._generation.usage(self._prompts))
+        finally:
+            self._generation.abort()
+
+    async def _end(self, emit: Emit) -> None:
+        usage = b""
+        if self._wants_usage:
+            usage = self._writer.usage(self._generation.usage(self._prompts))
+        await emit(usage + DONE)
+
+
+class _Producer:
+    def __init__(self, writer: Writer, choice: Choice) -> None:
+        self._writer = writer
+        self._choice = choice
+
+    async def run(self, emit: Emit) -> None:
+        """Emits the events of one choice; what is ready together is sent together."""
+        writer, choice = self._writer, self._choice
+        pending = writer.first(choice)
+        async for piece in choice.pieces():
+            data = writer.piece(choice, piece)
+            if choice.finish_reason:
+                pending += data
+            elif data:
+                await emit(pending + data)
+                pending = b""
+        await emit(pending + writer.last(choice))

@@ -1,0 +1,177 @@
+"""Request fields that the OpenAI dialects share: types, ranges, and what they mean to the engine.
+
+Everything that reaches the engine thread is range-checked here: MLX does not check the bounds of
+a gather, so a bad token id let through would corrupt other people's replies.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from engine.params import SamplingParams
+
+from .body import Refused
+from .errors import bad_request
+
+MOST_STOPS = 16
+MOST_STOP_LENGTH = 1024
+MOST_CHOICES = 128
+MOST_TOP_LOGPROBS = 20
+MOST_BIASES = 1024
+
+# Fields that would change the answer, and the values of them that ask for nothing.
+REFUSED_ALIKE: Refused = {
+    "best_of": (1,),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "adapter": (),
+    "draft_model": (),
+}
+
+N = TypeVar("N", int, float)
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream carries beside text."""
+
+    include_usage: bool | None = None
+
+
+class GenerationFields(msgspec.Struct, kw_only=True):
+    """The fields of every request for text; None is "not given"."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+
+    @property
+    def choices(self) -> int:
+        """How many replies to each prompt."""
+        return _within("n", self.n, 1, MOST_CHOICES, 1)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > MOST_STOPS:
+            raise bad_request(f"At most {MOST_STOPS} stop strings are possible.", "stop")
+        for stop in stops:
+            if not 0 < len(stop) <= MOST_STOP_LENGTH:
+                raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", "stop")
+        return stops
+
+    def stop_ids(self, vocab_size: int, eos: frozenset[int]) -> frozenset[int]:
+        """The token ids that end a reply."""
+        for token in self.stop_token_ids or ():
+            _check_token("stop_token_ids", token, vocab_size)
+        return frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else eos)
+
+    def sampling(
+        self, defaults: SamplingParams, vocab_size: int, logprobs: int | None
+    ) -> SamplingParams:
+        """How tokens are chosen; what is not given is as in ``defaults``."""
+        d = defaults
+        return SamplingParams(
+            temperature=_within("temperature", self.temperature, 0.0, 100.0, d.temperature),
+            top_p=self._top_p(d.top_p),
+            top_k=max(0, _within("top_k", self.top_k, -1, 1 << 31, d.top_k)),
+            min_p=_within("min_p", self.min_p, 0.0, 1.0, d.min_p),
+            seed=None if self.seed is None else self._seed(),
+            repetition_penalty=self._repetition(d.repetition_penalty),
+            presence_penalty=_within("presence_penalty", self.presence_penalty, -2.0, 2.0, 0.0),
+            frequency_penalty=_within("frequency_penalty", self.frequency_penalty, -2.0, 2.0, 0.0),
+            logit_bias=self._biases(vocab_size),
+            logprobs=logprobs,
+        )
+
+    def _top_p(self, default: float) -> float:
+        value = _within("top_p", self.top_p, 0.0, 1.0, default)
+        # 0 means the likeliest token alone; the filter never leaves less than that.
+        return max(value, 1e-9)
+
+    def _repetition(self, default: float) -> float:
+        value = _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, default)
+        if value <= 0.0:
+            raise bad_request("repetition_penalty must be above 0.", "repetition_penalty")
+        return value
+
+    def _seed(self) -> int:
+        return _within("seed", self.seed, -(1 << 63), (1 << 64) - 1, 0)
+
+    def _biases(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
+        biases = []
+        if len(self.logit_bias or {}) > MOST_BIASES:
+            raise bad_request(f"logit_bias has at most {MOST_BIASES} entries.", "logit_bias")
+        for key, value in (self.logit_bias or {}).items():
+            # int() takes more than digits: signs, spaces, underscores, other scripts.
+            if not (key.isascii() and key.isdigit()):
+                raise bad_request(f"logit_bias: {key[:40]!r} is not a token id.", "logit_bias")
+            token = int(key[:20])
+            _check_token("logit_bias", token, vocab_size)
+            biases.append((token, _within("logit_bias", value, -100.0, 100.0, 0.0)))
+        return tuple(biases)
+
+
+def reply_length(
+    prompt: int, wanted: int | None, default: int, context: int, param: str, prompt_param: str
+) -> int:
+    """The most tokens of a reply: what is wanted, as far as the context lasts."""
+    if wanted is not None and wanted < 1:
+        raise bad_request(f"{param} must be at least 1.", param)
+    if prompt == 0:
+        raise bad_request("The prompt is empty.", prompt_param)
+    left = context - prompt
+    if left < 1:
+        raise bad_request(
+            f"The prompt has {prompt} tokens; this model's context is {context} tokens, the "
+            "reply's included.",
+            prompt_param,
+            "context_length_exceeded",
+        )
+    return min(left, default if wanted is None else wanted)
+
+
+def check_tokens(param: str, tokens: list[int], vocab_size: int) -> None:
+    """Refuses token ids that the model does not have."""
+    if tokens and not (min(tokens) >= 0 and max(tokens) < vocab_size):
+        bad = next(t for t in tokens if not 0 <= t < vocab_size)
+        _check_token(param, bad, vocab_size)
+
+
+def _check_token(param: str, token: int, vocab_size: int) -> None:
+    if not 0 <= token < vocab_size:
+        raise bad_request(
+            f"{param}: {token} is not a token id; this model has 0 to {vocab_size - 1}.", param
+        )
+
+
+def _within(name: str, value: N | None, least: N, most: N, default: N) -> N:
+    if value is None:
+        return default
+    if not least <= value <= most:  # also for what is not a number
+        raise bad_request(f"{name} must be between {least} and {most}.", name)
+    return value

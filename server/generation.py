@@ -1,0 +1,231 @@
+"""From prompts to replies: requests to the engine, their streams, and what they cost.
+
+On the event loop; knows no wire format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+import anyio
+
+from engine.params import SamplingParams
+from engine.tokenizer import Prompt
+from scheduler.events import Finished, Token
+from scheduler.request import Request
+from scheduler.service import EngineDead, QueueFull, RequestStream, Reservation, Service, Unfit
+
+from .errors import ApiError, bad_request
+from .output import NOTHING, Delta, Output
+
+logger = logging.getLogger("commons.server")
+T = TypeVar("T")
+RETRY_AFTER = 1.0  # seconds; a place is free again within a reply or so
+
+
+class Piece(NamedTuple):
+    """What came at once: parsed text, and the tokens that made it."""
+
+    delta: Delta
+    tokens: list[Token]
+
+
+class Usage(NamedTuple):
+    """Token counts of a whole response; prompt less cached is what the model's input saw."""
+
+    prompt: int
+    cached: int
+    completion: int
+
+
+class Choice:
+    """One reply: a stream of engine events turned into pieces."""
+
+    def __init__(self, index: int, stream: RequestStream, output: Output, service: Service) -> None:
+        self.index = index
+        self.finish_reason = ""
+        self.output = output
+        self.finished: Finished | None = None
+        self._stream = stream
+        self._service = service
+        self._seen = 0
+
+    @property
+    def id(self) -> str:
+        """The engine's name for the request."""
+        return self._stream.request.id
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated for the client; not those that came after a stop string."""
+        assert self.finished is not None
+        return self._seen if self.output.over() else self.finished.completion_tokens
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The reply as it comes; ``finish_reason`` holds at its end. Raises ApiError."""
+        async for events in self._stream:
+            tokens = [e for e in events if isinstance(e, Token)]
+            last = events[-1]
+            if isinstance(last, Finished):
+                self.finished = last
+            piece = self._parse(tokens)
+            if self.finished is not None:
+                piece = self._end(piece, self.finished)
+            if piece.delta or piece.tokens:
+                yield piece
+
+    def abort(self) -> None:
+        """Ends the request in the engine, if it still runs."""
+        if self.finished is None:
+            self._service.abort(self.id)
+
+    def _parse(self, tokens: list[Token]) -> Piece:
+        if self.output.over():
+            return Piece(NOTHING, [])
+        taken: list[Token] = []
+        deltas = []
+        for token in tokens:
+            taken.append(token)
+            deltas.append(self.output.add(token.token))
+            if self.output.over():
+                self.abort()
+                break
+        self._seen += len(taken)
+        return Piece(Delta.joined(deltas), taken)
+
+    def _end(self, piece: Piece, finished: Finished) -> Piece:
+        if not self.output.over():
+            piece = piece._replace(delta=Delta.joined([piece.delta, self.output.finish()]))
+        reason = "stop" if self.output.over() else finished.reason
+        if reason in ("error", "abort"):
+            message = finished.message or "The request was aborted."
+            raise ApiError(503, message, "server_error", "engine_error")
+        self.finish_reason = "tool_calls" if reason == "stop" and self.output.called else reason
+        return piece
+
+
+class Generation:
+    """All replies of one response."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.choices = choices
+        self._began = time.perf_counter()
+
+    def abort(self) -> None:
+        """Ends what still runs."""
+        for choice in self.choices:
+            choice.abort()
+
+    def usage(self, prompts: Sequence[Prompt]) -> Usage:
+        """What all replies cost; a prompt counts once however many replies it gets."""
+        ends = [c.finished for c in self.choices if c.finished is not None]
+        prompt = sum(len(p.tokens) for p in prompts)
+        computed = sum(e.prompt_tokens - e.cached_tokens for e in ends)
+        completion = sum(c.completion_tokens for c in self.choices)
+        return Usage(prompt, max(0, prompt - computed), completion)
+
+    def log(self, route: str, usage: Usage) -> None:
+        """One line for the log."""
+        reasons = ",".join(sorted({c.finish_reason for c in self.choices}))
+        logger.info(
+            "%s %s: %d prompt tokens (%d cached), %d generated, %s, %.2f s",
+            route,
+            self.choices[0].id,
+            usage.prompt,
+            usage.cached,
+            usage.completion,
+            reasons,
+            time.perf_counter() - self._began,
+        )
+
+
+class Plan(NamedTuple):
+    """How each of some prompts is to be answered."""
+
+    prompt: Prompt
+    max_tokens: int
+    sampling: SamplingParams
+    stop_ids: frozenset[int]
+    output: Callable[[], Output]
+
+
+def reserve(service: Service, places: int) -> Reservation:
+    """Places in the queue. Raises ApiError 503."""
+    health = service.health()
+    if not health.ready:
+        service.metrics.rejection("draining" if health.draining else "engine_dead")
+        what = "shutting down" if health.draining else "not ready"
+        raise ApiError(503, f"The server is {what}.", "server_error", "not_ready", None, 5.0)
+    try:
+        return service.reserve(places)
+    except QueueFull as error:
+        service.metrics.rejection("queue_full")
+        message = "The server is busy: its queue is full. Try again."
+        raise ApiError(503, message, "server_error", "queue_full", None, RETRY_AFTER) from error
+    except EngineDead as error:
+        service.metrics.rejection("engine_dead")
+        raise ApiError(503, "The engine does not run.", "server_error", "engine_dead") from error
+
+
+def submit(
+    service: Service, places: Reservation, plans: Sequence[Plan], copies: int, name: str
+) -> Generation:
+    """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
+    choices: list[Choice] = []
+    try:
+        for plan in plans:
+            for copy in range(copies):
+                index = len(choices)
+                request = _request(plan, f"{name}-{index}", copy)
+                stream = places.submit(request)
+                choices.append(Choice(index, stream, plan.output(), service))
+    except Unfit as error:
+        Generation(choices).abort()
+        service.metrics.rejection("prompt_too_large")
+        raise bad_request(str(error), code="context_length_exceeded") from error
+    except EngineDead as error:
+        Generation(choices).abort()
+        raise ApiError(503, "The engine does not run.", "server_error", "engine_dead") from error
+    return Generation(choices)
+
+
+def _request(plan: Plan, name: str, copy: int) -> Request:
+    sampling = plan.sampling
+    if sampling.seed is not None and copy:
+        sampling = replace(sampling, seed=sampling.seed + copy)
+    return Request(
+        id=name,
+        prompt=plan.prompt.tokens,
+        max_tokens=plan.max_tokens,
+        sampling=sampling,
+        stop_token_ids=plan.stop_ids,
+        boundaries=plan.prompt.boundaries,
+    )
+
+
+class TextThreads:
+    """Where prompts are rendered and tokenised: few, so that the engine's thread is not starved."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self._threads = threads
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, from a worker thread."""
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(self._threads)
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+async def complete(generation: Generation) -> list[list[Piece]]:
+    """All pieces of all replies, by choice."""
+
+    async def whole(choice: Choice) -> list[Piece]:
+        return [piece async for piece in choice.pieces()]
+
+    return list(await asyncio.gather(*(whole(c) for c in generation.choices)))

@@ -1,0 +1,149 @@
+"""The life of the server process: bind, load, serve, drain, and the code it ends with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from scheduler.metrics import Metrics
+from scheduler.service import LoadFailed, Service
+
+from .app import create_app
+from .config import ServerConfig
+from .startup import Startup
+
+BACKLOG = 2048
+KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
+FLUSH = 5  # seconds that responses get to leave after the last of them is complete
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: a drain comes before its shutdown."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(config: ServerConfig) -> int:
+    """Serves until a signal or a failure; the exit code."""
+    startup = Startup()
+    try:
+        listener = _bind(config.host, config.port)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        startup.failed(
+            f"cannot listen on {config.host}:{config.port}: {why}; choose another --host or --port"
+        )
+        return 1
+    with listener:
+        return uvloop.run(_Process(config, startup, listener).run())
+
+
+class _Process:
+    def __init__(self, config: ServerConfig, startup: Startup, listener: socket.socket) -> None:
+        self._config = config
+        self._startup = startup
+        self._listener = listener
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self._service = Service(config.service, Metrics(registry), startup.progress)
+        app = create_app(self._service, registry, default_max_tokens=config.default_max_tokens)
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=FLUSH,
+            )
+        )
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    async def run(self) -> int:
+        """Runs everything; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        try:
+            code = await self._until_end()
+        finally:
+            self._server.should_exit = True
+            await serving
+            await self._service.stop()
+        return code
+
+    async def _until_end(self) -> int:
+        """Loads, then waits for a signal or the engine's death."""
+        first = asyncio.create_task(self._signals.get())
+        died = asyncio.create_task(self._service.died.wait())
+        loading = asyncio.create_task(self._service.start())
+        try:
+            await asyncio.wait({first, loading}, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                self._startup.failed("interrupted while loading")
+                return 128 + first.result()
+            loading.result()
+            self._startup.ready(self._service.info, self._url())
+            await asyncio.wait({first, died}, return_when=asyncio.FIRST_COMPLETED)
+            if died.done():
+                self._startup.failed(f"the engine failed: {self._service.health().error}")
+                return 1
+            await self._drain()
+            return 0
+        except LoadFailed as error:
+            self._startup.failed(str(error))
+            return 1
+        finally:
+            for task in (first, died, loading):
+                task.cancel()
+
+    async def _drain(self) -> None:
+        """Finishes what runs; a second signal, or the time limit, ends it."""
+        running = self._service.outstanding
+        limit = self._config.drain_timeout
+        self._startup.note(
+            f"stopping: {running} requests left, at most {limit:.0f} s; again to stop at once"
+        )
+        second = asyncio.create_task(self._signals.get())
+        drained = asyncio.create_task(self._service.drain(limit))
+        await asyncio.wait({second, drained}, return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():
+            drained.cancel()
+            await asyncio.wait({drained})
+            await self._service.drain(0.0)
+        second.cancel()
+
+    def _url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening address, taken before anything slow is done. Raises OSError."""
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.set_inheritable(True)
+    except OSError:
+        listener.close()
+        raise
+    return listener

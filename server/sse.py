@@ -1,0 +1,97 @@
+"""A response of server-sent events, written by one or several producers at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import anyio
+from starlette.types import Receive, Send
+
+from .clients import ClientGone, while_connected
+
+KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
+SLOW_READER = 120.0  # seconds that a client may leave its connection full
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Emit = Callable[[bytes], Awaitable[None]]
+Producer = Callable[[Emit], Coroutine[Any, Any, None]]
+
+
+def event(data: bytes) -> bytes:
+    """One event of the OpenAI dialect."""
+    return b"data: " + data + b"\n\n"
+
+
+class EventStream:
+    """Sends what producers emit. The response starts with the first event, so that an error
+    that comes before it can still be answered with a status of its own."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.started = False
+        self._receive = receive
+        self._send = send
+        self._last = 0.0
+
+    async def run(self, producers: Sequence[Producer], last: Producer) -> None:
+        """Runs ``producers`` side by side and then ``last``, and ends the response.
+
+        What a producer raises cancels the others. Raises ClientGone where the client hangs up
+        or stops reading.
+        """
+        await while_connected(self._receive, self._produce(producers, last))
+
+    async def emit(self, data: bytes) -> None:
+        """Sends one or more whole events."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        self._last = anyio.current_time()
+        try:
+            with anyio.fail_after(SLOW_READER):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError as error:
+            raise ClientGone from error
+
+    async def close(self) -> None:
+        """Ends the response."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _produce(self, producers: Sequence[Producer], last: Producer) -> None:
+        keeper = asyncio.create_task(self._keep_alive())
+        try:
+            if len(producers) == 1:
+                await producers[0](self.emit)
+            else:
+                await _side_by_side(producers, self.emit)
+            await last(self.emit)
+        finally:
+            keeper.cancel()
+        await self.close()
+
+    async def _keep_alive(self) -> None:
+        self._last = anyio.current_time()
+        while True:
+            silent = anyio.current_time() - self._last
+            if silent >= KEEP_ALIVE:
+                await self.emit(b": keep-alive\n\n")
+                silent = 0.0
+            await anyio.sleep(KEEP_ALIVE - silent)
+
+
+async def _side_by_side(producers: Sequence[Producer], emit: Emit) -> None:
+    tasks = [asyncio.create_task(producer(emit)) for producer in producers]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+            raise result
