@@ -145,7 +145,7 @@ class Tokenizer:
         # A template is a program of its own, which meets messages it does not foresee.
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             line = " ".join(str(error).split())[:300]
-            raise PromptError(f"The model's chat template refuses these messages: {line}") from error
+            raise PromptError(f"The chat template refuses these messages: {line}") from error
 
     def _system_end(
         self,
