@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import NamedTuple
 
 from .block import Block, Holder, Resident
@@ -169,6 +170,21 @@ class PrefixCache:
             return self._copy_out(parent)
         return True
 
+    def share(self, lease: Lease, holder: Holder) -> None:
+        """Lets the row borrow what it computed although the tree had it from another row.
+
+        That happens where a state was missing, or where two rows computed the same at one time.
+        """
+        for other in {
+            n.payload.holder for n in lease.node.path() if isinstance(n.payload, Resident)
+        }:
+            if other is not holder:
+                self._chains(lease.node, other)
+        path = list(takewhile(lambda n: not _held_by(n, holder), lease.node.path()))
+        worth = bool(path) and path[-1].end - holder.anchor > self.keeping.most
+        if worth and not self.copying and self._materialise(path):
+            holder.rehome(path[-1].end)
+
     def wants_snapshot(self, lease: Lease, end: int) -> bool:
         """Whether the leased path ends after exactly ``end`` tokens and has no state there."""
         node = lease.node
@@ -275,13 +291,7 @@ class PrefixCache:
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in views)
 
     def _extendable(self, node: Node, holder: Holder) -> bool:
-        payload = node.payload
-        return (
-            isinstance(payload, Resident)
-            and payload.holder is holder
-            and not node.children
-            and node.snapshot is None
-        )
+        return _held_by(node, holder) and not node.children and node.snapshot is None
 
     def _move_lock(self, lease: Lease, node: Node) -> None:
         self.tree.lock(node)
@@ -294,7 +304,7 @@ class PrefixCache:
         left = []
         current: Node | None = node
         while current is not None and current.parent is not None:
-            if not (isinstance(current.payload, Resident) and current.payload.holder is holder):
+            if not _held_by(current, holder):
                 current = current.parent
                 continue
             while self._mergeable(current, holder):
@@ -310,8 +320,7 @@ class PrefixCache:
         upper = node.parent
         return (
             upper is not None
-            and isinstance(upper.payload, Resident)
-            and upper.payload.holder is holder
+            and _held_by(upper, holder)
             and len(upper.children) == 1
             and upper.snapshot is None
             and upper.loans == node.loans
@@ -340,7 +349,7 @@ class PrefixCache:
     def _drop_residents(self, path: Sequence[Node], holder: Holder) -> None:
         """Removes what could not be copied out, with all that hangs below it."""
         for node in path:
-            if isinstance(node.payload, Resident) and node.payload.holder is holder:
+            if _held_by(node, holder):
                 if not node.loans:
                     self._drop_below(node)
                     return
@@ -365,3 +374,7 @@ class PrefixCache:
         assert not node.loans
         self.evicted_tokens += node.length
         self.tree.remove(node)
+
+
+def _held_by(node: Node, holder: Holder) -> bool:
+    return isinstance(node.payload, Resident) and node.payload.holder is holder

@@ -264,6 +264,7 @@ class Engine:
         if (boundary or not row.remaining) and committed:
             self._snapshot(row)
         if not row.remaining:
+            self.cache.share(row.lease, row)
             self._prefilled(row)
         return count
 
