@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
 
+from .segments import SegmentedEncoder
+
 Message = dict[str, Any]
 Tools = Sequence[Mapping[str, Any]]
 
@@ -51,6 +53,7 @@ class Tokenizer:
         self._system_boundary = system_boundary
         # The library's own object is immutable here, and encodes without Python's lock.
         self._fast: Any = getattr(self._inner, "backend_tokenizer", None)
+        self._segments = None if self._fast is None else SegmentedEncoder(self._fast)
         self._lock = threading.Lock()
         self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
         self.think: tuple[str, str] | None = (
@@ -67,6 +70,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """Token ids of ``text``; ``special`` adds what the model wants around a plain text."""
+        if self._segments is not None and not special:
+            return tuple(self._segments.encode(text))
         if self._fast is not None:
             return tuple(self._fast.encode(text, add_special_tokens=special).ids)
         with self._lock:
@@ -139,9 +144,7 @@ class Tokenizer:
         try:
             if self._wrapper._chat_template is not None:
                 return str(self._wrapper._chat_template(list(messages), **arguments))
-            return str(
-                self._inner.apply_chat_template(list(messages), tokenize=False, **arguments)
-            )
+            return str(self._inner.apply_chat_template(list(messages), tokenize=False, **arguments))
         # A template is a program of its own, which meets messages it does not foresee.
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             line = " ".join(str(error).split())[:300]
