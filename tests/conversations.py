@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from cache.prefix_cache import Keeping
 from cache.tokens import common_length
 from engine.engine import Attention, Engine
-from engine.loader import Loaded, load
+from engine.loader import Loaded
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
@@ -28,7 +28,7 @@ from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.stats import SchedulerStats
 
-from .models import model_dir
+from .models import loaded, model_dir
 from .oracle import Oracle, compare
 
 BUDGETS = (1536, None, 1024, 4096, 2560, None)  # in tokens, by turns
@@ -74,8 +74,8 @@ class Recorder(Engine):
     cannot be cut must have left their state.
     """
 
-    def __init__(self, loaded: Loaded, attention: Attention, keeping: Keeping) -> None:
-        super().__init__(loaded, kv_memory=1 << 40, attention=attention, keeping=keeping)
+    def __init__(self, model: Loaded, attention: Attention, keeping: Keeping | None = None) -> None:
+        super().__init__(model, kv_memory=1 << 40, attention=attention, keeping=keeping)
         self.requests: dict[str, Request] = {}
         self.prompt_inputs: Counter[str] = Counter()
         self.inputs = 0
@@ -173,7 +173,7 @@ class Agent:
 
 
 def converse(
-    loaded: Loaded,
+    model: Loaded,
     seed: int,
     conversations: int,
     attention: Attention,
@@ -182,7 +182,7 @@ def converse(
     """Runs ``conversations`` of them, 1 to 12 at a time; replies in order of completion."""
     rng = random.Random(seed)
     keeping = Keeping(most=rng.choice([0, 48, 1024]))
-    engine = Recorder(loaded, attention, keeping)
+    engine = Recorder(model, attention, keeping)
     if budget_tokens is not None:
         engine.kv_memory = budget_tokens * engine.token_bytes
         engine.forgets = True
@@ -196,7 +196,7 @@ def converse(
         stats=tally,
         clock=lambda: next(ticks) * 1e-3,
     )
-    vocab = loaded.vocab_size
+    vocab = model.vocab_size
     systems = [[rng.randrange(3, vocab) for _ in range(rng.randint(20, 250))] for _ in range(3)]
     report = Report(conversations=conversations)
     agents = [Agent(f"a{i}", rng, systems, vocab) for i in range(conversations)]
@@ -308,11 +308,7 @@ def run(
     at_once: int = 12,
 ) -> Report:
     """Runs a family's share of conversations, most of them under a budget, some a tiny one."""
-    path = model_dir(family)
-    loaded = load(
-        str(path), dtype=None, trust_remote_code=False, max_context=None, progress=lambda _: None
-    )
-    oracle = Oracle(path)
+    model, oracle = loaded(family), Oracle(model_dir(family))
     mode: Attention = attention or ("copied" if family == "deepseek_v3" else "lent")
     report = Report()
     for group in itertools.count():
@@ -320,7 +316,7 @@ def run(
         if not count:
             return report
         budget = BUDGETS[group % len(BUDGETS)]
-        done, part = converse(loaded, seed * 1000 + group, count, mode, budget)
+        done, part = converse(model, seed * 1000 + group, count, mode, budget)
         check(oracle, done, part)
         report.add(part)
     raise AssertionError

@@ -22,6 +22,8 @@ from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from engine.loader import Loaded, load
+
 VOCABULARY = 512
 CONTEXT = 8192
 WINDOW = 32
@@ -143,6 +145,18 @@ def model_dir(family: str) -> Path:
     parent = tempfile.mkdtemp(prefix="commons-models-")
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     return make(family, Path(parent) / f"tiny-{family}")
+
+
+@functools.cache
+def loaded(family: str) -> Loaded:
+    """The family's model as the engine loads it; every engine of a test process may share it."""
+    return load(
+        str(model_dir(family)),
+        dtype=None,
+        trust_remote_code=False,
+        max_context=None,
+        progress=lambda _: None,
+    )
 
 
 def _weights(config: dict[str, Any], seed: int) -> dict[str, mx.array]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import gc
 import random
 from array import array
-from functools import cache
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from engine.engine import Engine
-from engine.loader import Loaded, load
+from engine.loader import Loaded
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.slabs import GRANULE
-from tests.models import model_dir
+from tests.models import loaded
 
 LENT = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next")
 GREEDY = SamplingParams(temperature=0.0)
@@ -43,17 +42,6 @@ def state_bytes(model: Loaded) -> int:
     for token in range(3, 50):
         mx.eval(model.model(mx.array([[token]]), cache=caches))
     return sum(c.nbytes for c in caches if type(c) is not KVCache)
-
-
-@cache
-def loaded(family: str) -> Loaded:
-    return load(
-        str(model_dir(family)),
-        dtype=None,
-        trust_remote_code=False,
-        max_context=None,
-        progress=lambda _: None,
-    )
 
 
 def start(engine: Engine, name: str, tokens: list[int], boundaries: list[int] = ()) -> Row:
