@@ -214,7 +214,7 @@ class PrefixCache:
         """Drops the least recently used leaf that is not on loan; the bytes it freed, or -1."""
         leaf = next(self.tree.lru_leaves(), None)
         if leaf is None:
-            return self._evict_snapshot()
+            return -1  # a snapshot that is not on loan lies above such a leaf
         before = self.tree.nbytes
         self.evicted_tokens += leaf.length
         self.tree.remove(leaf)
@@ -230,14 +230,6 @@ class PrefixCache:
         lent = sum(n.payload.nbytes for n in self.tree.walk() if n.loans and n.payload)
         tree = self.tree
         return Stats(tree.tokens, tree.nodes, tree.nbytes, lent, tree.snapshot_nbytes)
-
-    def _evict_snapshot(self) -> int:
-        node = next(self.tree.lru_snapshots(), None)
-        if node is None:
-            return -1
-        freed = node.snapshot_nbytes
-        self.tree.drop_snapshot(node)
-        return freed
 
     def _fork(self, tokens: array[int], length: int) -> Node | None:
         """The node that ends after ``length`` matching tokens, made by a split if need be."""
