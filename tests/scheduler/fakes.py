@@ -1,13 +1,19 @@
-"""An engine without a model: rows, a prefix cache of exact prefixes, a budget, and a clock."""
+"""An engine without a model (rows, exact prefixes, a budget, a clock); a scheduler on a lead."""
 
 from __future__ import annotations
 
+import queue
+import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cache.prefix_cache import NO_HIT, Hit
 from engine.engine import Choice
+from scheduler.events import Event, Finished
+from scheduler.request import Request
+
+PATIENCE = 20.0  # seconds after which a test gives up; none waits that long
 
 
 @dataclass(eq=False)
@@ -108,3 +114,45 @@ class FakeEngine:
         self.rows.remove(row)
         if row.length:
             self.cached.add(tuple(row.tokens[: row.length]))
+
+
+@dataclass
+class StepByStep:
+    """A scheduler that does a step only when told to: each is an item of ``steps``.
+
+    A step is the events that it yields, or the error that it raises.
+    """
+
+    steps: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    added: list[Request] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    taken_in: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    open: int = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.open > 0
+
+    def add(self, request: Request) -> None:
+        self.threads.add(threading.get_ident())
+        self.added.append(request)
+        self.open += 1
+        self.taken_in.release()
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.taken_in.release()
+
+    def step(self) -> list[Event]:
+        self.threads.add(threading.get_ident())
+        todo = self.steps.get(timeout=PATIENCE)
+        if isinstance(todo, BaseException):
+            raise todo
+        self.open -= sum(isinstance(e, Finished) for e in todo)
+        return todo
+
+    def wait_for(self, messages: int) -> None:
+        """Until so many more requests and aborts have come in."""
+        for _ in range(messages):
+            assert self.taken_in.acquire(timeout=PATIENCE)
