@@ -47,10 +47,14 @@ class Stats(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """A row's hold on the path to ``node``; released exactly once."""
+    """A row's hold on the path to ``node``; released exactly once.
+
+    ``holder`` is the row, once it has KV of its own in the tree.
+    """
 
     node: Node
     live: bool = True
+    holder: Holder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class PrefixCache:
     keeping: Keeping = field(default_factory=Keeping)
     tree: RadixTree = field(default_factory=RadixTree)
     evicted_tokens: int = 0
+    leases: set[Lease] = field(default_factory=set)
 
     def lookup(self, prompt: array[int]) -> Hit:
         """What can be reused of ``prompt``: at most all but its last token. Changes nothing."""
@@ -106,7 +111,7 @@ class PrefixCache:
         where there is no memory to cut a block or to take one out of another row.
         """
         if not length:
-            return Lease(self.tree.root), 0
+            return self._lease(self.tree.root), 0
         node = self._fork(prompt, length)
         if node is None:
             return None
@@ -117,11 +122,13 @@ class PrefixCache:
             self.tree.unlock(node)
             return None
         self.tree.touch(node)
-        return Lease(node), path[-1 - kept].end if kept < len(path) else 0
+        return self._lease(node), path[-1 - kept].end if kept < len(path) else 0
 
     def cancel(self, lease: Lease) -> None:
         """Ends a lease whose row was not started after all."""
+        assert lease.live
         lease.live = False
+        self.leases.discard(lease)
         if lease.node is not self.tree.root:
             self.tree.unlock(lease.node)
 
@@ -152,6 +159,7 @@ class PrefixCache:
         False where memory to cut a block was lacking; nothing has changed then.
         """
         node = lease.node
+        lease.holder = holder
         if not self.enabled or node.end >= len(tokens):
             return True
         if self._extendable(node, holder):
@@ -199,6 +207,7 @@ class PrefixCache:
         """Ends the lease: what lies in the row's tail becomes blocks, as far as memory allows."""
         assert lease.live
         lease.live = False
+        self.leases.discard(lease)
         node = lease.node
         if node is self.tree.root:
             return
@@ -283,7 +292,14 @@ class PrefixCache:
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in views)
 
     def _extendable(self, node: Node, holder: Holder) -> bool:
-        return _held_by(node, holder) and not node.children and node.snapshot is None
+        # A second lease may be that of a row that computed the same and goes on otherwise.
+        alone = node.loans == 1 and not node.children
+        return alone and _held_by(node, holder) and node.snapshot is None
+
+    def _lease(self, node: Node) -> Lease:
+        lease = Lease(node)
+        self.leases.add(lease)
+        return lease
 
     def _move_lock(self, lease: Lease, node: Node) -> None:
         self.tree.lock(node)
@@ -350,14 +366,11 @@ class PrefixCache:
 
     def _heir(self, node: Node, holder: Holder) -> Holder:
         """Another row that computed the same tokens at the same time and still keeps them."""
-        below = list(node.children.values())
-        while below:
-            child = below.pop()
-            payload = child.payload
-            if isinstance(payload, Resident) and payload.holder is not holder:
-                assert payload.holder.anchor <= node.start
-                return payload.holder
-            below.extend(child.children.values())
+        for lease in self.leases:
+            other = lease.holder
+            if other is not None and other is not holder and node in lease.node.path():
+                assert other.anchor <= node.start
+                return other
         raise AssertionError("a row borrows from a tail that ends")
 
     def _drop_below(self, node: Node) -> None:

@@ -417,3 +417,36 @@ def test_random_rows_read_the_kv_of_their_own_tokens(seed):
         bench.end(row)
     bench.cache.clear()
     assert bench.cache.stats() == (0, 0, 0, 0, 0)
+
+
+def twins(bench: Bench, *texts) -> list[Row]:
+    """Rows that computed the same 50 tokens, both before the tree knew of either."""
+    rows = [Row(text) for text in texts]
+    leases = [bench.cache.lend(row.tokens, 0)[0] for row in rows]
+    for row, lease in zip(rows, leases, strict=True):
+        bench.running[row] = lease
+        assert bench.cache.commit(lease, row, row.tokens[:50])
+    bench.check()
+    return rows
+
+
+def test_rows_with_the_same_prompt_continue_it_each_in_its_own_way():
+    bench = Bench(stateful=True)
+    first, second = twins(bench, [*range(50), *range(100, 110)], [*range(50), *range(200, 210)])
+    bench.end(first)
+    lease = bench.running[second]
+    bench.cache.commit(lease, second, second.tokens)
+    assert bench.cache.wants_snapshot(lease, 60)
+    bench.cache.snapshot(lease, 60, "second", 8)
+    bench.end(second)
+    assert bench.cache.lookup(array("i", [*second.tokens, 0])).snapshot == "second"
+    assert bench.cache.lookup(array("i", [*first.tokens, 0])) == (0, 0, 60, None)
+
+
+def test_a_row_inherits_what_an_ending_twin_cannot_copy():
+    bench = Bench(budget=0)
+    first, second = twins(bench, range(50), range(50))
+    bench.end(first)
+    assert bench.cache.lookup(array("i", range(51))).length == 50
+    bench.end(second)
+    assert bench.cache.tree.nodes == 0

@@ -167,6 +167,32 @@ def test_the_model_is_given_nothing_twice(family):
     assert engine.input_tokens == 100
 
 
+@families
+@pytest.mark.parametrize("most", [0, 1024])
+def test_rows_with_the_same_prompt_part_ways(family, most):
+    engine = engine_of(family, most)
+    prompt = array("i", words(8, 60))
+    rows = []
+    for seed in (1, 2):  # both are admitted before either has computed anything
+        sampling = RowSampling(SamplingParams(seed=seed), prompt, engine.vocab_size)
+        rows.append(engine.admit(str(seed), array("i", prompt), sampling))
+    for row in rows:
+        while row.remaining:
+            engine.prefill(row, 25)
+    for _ in range(6):
+        step(engine, rows)
+    histories = [row.tokens.tolist() for row in rows]
+    assert histories[0] != histories[1]
+    for row in rows:
+        engine.release(row)
+    for history in histories:
+        longer = [*history, *words(9, 5)]
+        row = start(engine, longer)
+        assert engine.lookup(array("i", longer)).length >= len(history) - 1
+        assert_cold(family, longer, decode(engine, row, 6))
+        engine.release(row)
+
+
 # others' KV stays where it is
 
 
