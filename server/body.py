@@ -13,6 +13,7 @@ from .errors import ApiError, bad_request
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
 AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
+MISSING = re.compile(r"missing required field `(\w+)`")
 
 Refused = dict[str, tuple[Any, ...]]
 """Fields that a route refuses by name, and the values of them that ask for nothing."""
@@ -41,13 +42,18 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         message = str(error)
-        found = AT_PATH.search(message)
-        param = found[1].removeprefix("$").removeprefix(".") if found else None
-        raise bad_request(f"{AT_PATH.sub('', message)}.", param or None) from error
+        raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"The body is not valid JSON: {error}.") from error
     except RecursionError as error:
         raise bad_request("The body is nested too deeply.") from error
+
+
+def _field(message: str) -> str | None:
+    """The field that msgspec complains of; one that is missing has no path of its own."""
+    path, missing = AT_PATH.search(message), MISSING.search(message)
+    names = [path[1].removeprefix("$") if path else "", missing[1] if missing else ""]
+    return ".".join(filter(None, names)).removeprefix(".") or None
 
 
 def _refuse(fields: dict[str, Any], refused: Refused) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from starlette.types import Receive
 
@@ -20,21 +20,26 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
     The request's body must have been read.
     """
-    watcher = asyncio.create_task(_hang_up(receive))
-    worker = asyncio.create_task(work)
+    return await watched(work, _hang_up(receive))
+
+
+async def watched(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, NoReturn]) -> T:
+    """The result of ``work``, unless ``watch`` raises before; the other one is cancelled."""
+    worker, watcher = asyncio.create_task(work), asyncio.create_task(watch)
+    both: set[asyncio.Task[Any]] = {worker, watcher}
     try:
-        await asyncio.wait({watcher, worker}, return_when=asyncio.FIRST_COMPLETED)
-        if worker.done():
-            return worker.result()
-        raise ClientGone
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return worker.result() if worker.done() else watcher.result()
     finally:
-        watcher.cancel()
-        worker.cancel()
-        await asyncio.wait({watcher, worker})
-        if not worker.cancelled():
-            worker.exception()  # looked at, so that nobody reports it as forgotten
+        for task in both:
+            task.cancel()
+        await asyncio.wait(both)
+        for task in both:
+            if not task.cancelled():
+                task.exception()  # looked at, so that nobody reports it as forgotten
 
 
-async def _hang_up(receive: Receive) -> None:
+async def _hang_up(receive: Receive) -> NoReturn:
     while (await receive())["type"] != "http.disconnect":
         pass
+    raise ClientGone

@@ -143,12 +143,18 @@ class _Streaming(Response):
         self._wants_usage = wants_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._run(scope, receive, send)
+        except ClientGone:
+            self._service.metrics.client_disconnect()
+        finally:
+            self._generation.abort()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(receive, send)
         try:
             producers = [_Producer(self._writer, c).run for c in self._generation.choices]
             await stream.run(producers, self._end)
-        except ClientGone:
-            self._service.metrics.client_disconnect()
         except ApiError as error:
             if not stream.started:
                 await error_response(error)(scope, receive, send)
@@ -158,8 +164,6 @@ class _Streaming(Response):
             await stream.close()
         else:
             self._generation.log(scope["path"], self._generation.usage(self._prompts))
-        finally:
-            self._generation.abort()
 
     async def _end(self, emit: Emit) -> None:
         usage = b""

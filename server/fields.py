@@ -34,6 +34,11 @@ REFUSED_ALIKE: Refused = {
     "draft_model": (),
 }
 
+# Computed in float32: the reciprocal of a lower temperature, and a logit over a lower penalty,
+# would not be finite, and what follows from these is not a distribution any more.
+LEAST_TEMPERATURE = 1e-6  # below it the likeliest token is certain anyway
+LEAST_REPETITION = 0.01
+
 N = TypeVar("N", int, float)
 
 
@@ -96,7 +101,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
         """How tokens are chosen; what is not given is as in ``defaults``."""
         d = defaults
         return SamplingParams(
-            temperature=_within("temperature", self.temperature, 0.0, 100.0, d.temperature),
+            temperature=self._temperature(d.temperature),
             top_p=self._top_p(d.top_p),
             top_k=max(0, _within("top_k", self.top_k, -1, 1 << 31, d.top_k)),
             min_p=_within("min_p", self.min_p, 0.0, 1.0, d.min_p),
@@ -108,16 +113,19 @@ class GenerationFields(msgspec.Struct, kw_only=True):
             logprobs=logprobs,
         )
 
+    def _temperature(self, default: float) -> float:
+        value = _within("temperature", self.temperature, 0.0, 100.0, default)
+        return value if value >= LEAST_TEMPERATURE else 0.0
+
     def _top_p(self, default: float) -> float:
         value = _within("top_p", self.top_p, 0.0, 1.0, default)
         # 0 means the likeliest token alone; the filter never leaves less than that.
         return max(value, 1e-9)
 
     def _repetition(self, default: float) -> float:
-        value = _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, default)
-        if value <= 0.0:
-            raise bad_request("repetition_penalty must be above 0.", "repetition_penalty")
-        return value
+        return _within(
+            "repetition_penalty", self.repetition_penalty, LEAST_REPETITION, 100.0, default
+        )
 
     def _seed(self) -> int:
         return _within("seed", self.seed, -(1 << 63), (1 << 64) - 1, 0)
@@ -130,7 +138,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
             # int() takes more than digits: signs, spaces, underscores, other scripts.
             if not (key.isascii() and key.isdigit()):
                 raise bad_request(f"logit_bias: {key[:40]!r} is not a token id.", "logit_bias")
-            token = int(key[:20])
+            token = int(key.lstrip("0")[:20] or "0")
             _check_token("logit_bias", token, vocab_size)
             biases.append((token, _within("logit_bias", value, -100.0, 100.0, 0.0)))
         return tuple(biases)

@@ -147,17 +147,24 @@ class Output:
         text, self._call_text = self._call_text, ""
         try:
             parsed = self._tokenizer.parse_tool_call(text, self._tools)
-        except ValueError:
+            read = [(_sound(c["name"]), _sound(tool_arguments(c["arguments"]))) for c in parsed]
+        except (ValueError, TypeError, RecursionError):
+            read = []
+        if not read:
             logger.warning("a tool call of the model could not be read; it is passed on as text")
             return Delta(text=text)
         calls = []
-        for call in parsed[: 1 if self._one_call else None]:
-            name, arguments = call["name"], tool_arguments(call["arguments"])
+        for name, arguments in read[: 1 if self._one_call else None]:
             calls.append(ToolCall(f"call_{uuid.uuid4().hex[:24]}", self._calls, name, arguments))
             self._calls += 1
         if self._one_call:
             self.ended = "tool_calls"
         return Delta(calls=tuple(calls))
+
+
+def _sound(text: str) -> str:
+    """``text`` less lone surrogates: a model may write one as an escape, but it has no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _transitions(

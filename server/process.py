@@ -142,6 +142,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # two processes may bind one port; only one may listen
         listener.set_inheritable(True)
     except OSError:
         listener.close()

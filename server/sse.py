@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 from starlette.types import Receive, Send
 
-from .clients import ClientGone, while_connected
+from .clients import ClientGone, watched, while_connected
 
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
 SLOW_READER = 120.0  # seconds that a client may leave its connection full
@@ -44,7 +44,9 @@ class EventStream:
         What a producer raises cancels the others. Raises ClientGone where the client hangs up
         or stops reading.
         """
-        await while_connected(self._receive, self._produce(producers, last))
+        await while_connected(
+            self._receive, watched(self._produce(producers, last), self._keep_alive())
+        )
 
     async def emit(self, data: bytes) -> None:
         """Sends one or more whole events."""
@@ -63,18 +65,14 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _produce(self, producers: Sequence[Producer], last: Producer) -> None:
-        keeper = asyncio.create_task(self._keep_alive())
-        try:
-            if len(producers) == 1:
-                await producers[0](self.emit)
-            else:
-                await _side_by_side(producers, self.emit)
-            await last(self.emit)
-        finally:
-            keeper.cancel()
+        if len(producers) == 1:
+            await producers[0](self.emit)
+        else:
+            await _side_by_side(producers, self.emit)
+        await last(self.emit)
         await self.close()
 
-    async def _keep_alive(self) -> None:
+    async def _keep_alive(self) -> NoReturn:
         self._last = anyio.current_time()
         while True:
             silent = anyio.current_time() - self._last

@@ -7,6 +7,7 @@ import logging
 import time
 
 from rich.console import Console
+from rich.markup import escape
 
 from scheduler.service import ModelInfo
 
@@ -31,17 +32,17 @@ class Startup:
     def progress(self, text: str) -> None:
         """The next step."""
         elapsed = time.perf_counter() - self._began
-        self._console.print(f"  [dim]{elapsed:5.1f} s[/dim]  {text}", soft_wrap=True)
+        self._console.print(f"  [dim]{elapsed:5.1f} s[/dim]  {escape(text)}", soft_wrap=True)
         if self._console.is_terminal:
-            self._status.update(text)
+            self._status.update(escape(text))
 
     def ready(self, info: ModelInfo, url: str) -> None:
         """The end: what is served, and where."""
         self._status.stop()
         seconds = time.perf_counter() - self._began
         self._console.print(
-            f"  {info.name}: context {info.max_model_len:,} tokens, attention {info.attention}, "
-            f"KV memory {info.kv_memory / 1e9:.1f} GB",
+            f"  {escape(info.name)}: context {info.max_model_len:,} tokens, "
+            f"attention {info.attention}, KV memory {info.kv_memory / 1e9:.1f} GB",
             soft_wrap=True,
         )
         self._console.print(f"  ready at [bold]{url}[/bold] after {seconds:.1f} s")
@@ -49,8 +50,8 @@ class Startup:
     def failed(self, line: str) -> None:
         """The end, if it was not reached."""
         self._status.stop()
-        self._console.print(f"[bold red]commons serve:[/bold red] {line}", soft_wrap=True)
+        self._console.print(f"[bold red]commons serve:[/bold red] {escape(line)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Anything worth a line later on."""
-        self._console.print(f"  {text}", soft_wrap=True)
+        self._console.print(f"  {escape(text)}", soft_wrap=True)

@@ -1,0 +1,55 @@
+"""One server process for all tests that need no process of their own, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.models import model_dir
+from tests.oracle import Oracle
+
+from .process import PATIENCE, Server
+from .support import CONTEXT
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The path of the served model."""
+    return str(model_dir("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def oracle(tiny: str) -> Oracle:
+    return Oracle(model_dir("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def server(tiny: str) -> Iterator[Server]:
+    with Server("--model", tiny, "--max-context", str(CONTEXT)) as server:
+        yield server.ready()
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def aclient(server: Server) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
