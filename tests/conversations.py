@@ -144,13 +144,21 @@ class Tally(SchedulerStats):
 class Agent:
     """One conversation: a system prompt, then turns that extend what was said."""
 
-    def __init__(self, name: str, rng: random.Random, systems: list[list[int]], vocab: int):
+    def __init__(
+        self,
+        name: str,
+        rng: random.Random,
+        systems: list[list[int]],
+        questions: list[list[int]],
+        vocab: int,
+    ) -> None:
         self.name = name
+        self.questions = questions
         self.rng = rng
         self.vocab = vocab
         self.turns = rng.randint(1, 3)
         shared = rng.random() < 0.75
-        self.history = list(rng.choice(systems)) if shared else self.words(10, 120)
+        self.history = list(rng.choice(systems)) if shared else self.words(10, 250)
         self.boundaries = (len(self.history),)
 
     def words(self, least: int, most: int) -> list[int]:
@@ -161,7 +169,9 @@ class Agent:
         """The next turn's request; now and then the history is edited, so that paths fork."""
         if self.rng.random() < 0.15 and len(self.history) > 20:
             del self.history[self.rng.randint(10, len(self.history)) :]
-        self.history += self.words(1, 60)
+        # Some ask what others ask too, word for word.
+        common = self.rng.random() < 0.25
+        self.history += self.rng.choice(self.questions) if common else self.words(1, 60)
         return Request(
             id=f"{self.name}.{turn}",
             prompt=tuple(self.history),
@@ -198,8 +208,9 @@ def converse(
     )
     vocab = model.vocab_size
     systems = [[rng.randrange(3, vocab) for _ in range(rng.randint(20, 250))] for _ in range(3)]
+    questions = [[rng.randrange(3, vocab) for _ in range(rng.choice([1, 20, 70]))] for _ in "ab"]
     report = Report(conversations=conversations)
-    agents = [Agent(f"a{i}", rng, systems, vocab) for i in range(conversations)]
+    agents = [Agent(f"a{i}", rng, systems, questions, vocab) for i in range(conversations)]
     waiting, running = agents[::-1], {}
     turn: Counter[str] = Counter()
     requests: dict[str, Request] = {}
