@@ -1,0 +1,243 @@
+"""From tokens to text, thoughts and calls: stop strings, markers, and how they are split."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.utils import load_tokenizer
+
+from engine import embedded
+from engine.tokenizer import Tokenizer
+from server.output import Delta, Output
+
+TOOLS = ({"type": "function", "function": {"name": "look"}},)
+MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer(load_tokenizer(embedded.path()))
+
+
+class Pieces:
+    """A detokenizer whose tokens are the numbers of given texts."""
+
+    def __init__(self, texts: Sequence[str], last: str = "") -> None:
+        self._texts = texts
+        self._last = last
+
+    def add(self, token: int) -> str:
+        return self._texts[token]
+
+    def finish(self) -> str:
+        return self._last
+
+
+def parse(texts: Sequence[str], *, last: str = "", **options: Any) -> tuple[Delta, Output]:
+    """What a reply made of ``texts`` comes to."""
+    options = {"tokenizer": tokenizer(), "tools": TOOLS} | options
+    output = Output(Pieces(texts, last), **options)  # type: ignore[arg-type]
+    deltas = [output.add(i) for i in range(len(texts))]
+    return Delta.joined([*deltas, output.finish()]), output
+
+
+def shown(delta: Delta) -> tuple[str, str, list[tuple[int, str, Any]]]:
+    return (
+        delta.text,
+        delta.thought,
+        [(c.number, c.name, json.loads(c.arguments)) for c in delta.calls],
+    )
+
+
+def call(name: str = "look", **arguments: Any) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+CASES: list[tuple[str, str, dict[str, Any], tuple[str, str, list[Any]], str | None]] = [
+    ("plain", "hello there", {}, ("hello there", "", []), None),
+    ("empty", "", {}, ("", "", []), None),
+    ("stop", "one two three", {"stops": ["two"]}, ("one ", "", []), "stop"),
+    ("stop at once", "two", {"stops": ["two"]}, ("", "", []), "stop"),
+    ("the earliest stop", "a bc d", {"stops": ["d", "bc"]}, ("a ", "", []), "stop"),
+    ("a stop inside another", "xabcy", {"stops": ["abd", "b"]}, ("xa", "", []), "stop"),
+    ("nearly a stop", "one tw", {"stops": ["two"]}, ("one tw", "", []), None),
+    ("a stop after half of it", "ttwo", {"stops": ["two"]}, ("t", "", []), "stop"),
+    ("a stop in a thought", "<think>a STOP b", {"stops": ["STOP"]}, ("", "a ", []), "stop"),
+    ("thought", "<think>\nhm\n</think>\n\nyes", {}, ("yes", "hm\n", []), None),
+    ("inside a thought", "\nhm</think>yes", {"thinking": True}, ("yes", "hm", []), None),
+    ("unfinished thought", "hm</thin", {"thinking": True}, ("", "hm</thin", []), None),
+    ("text, thought, text", "a<think>b</think>c", {}, ("ac", "b", []), None),
+    ("call", call(x=1), {}, ("", "", [(0, "look", {"x": 1})]), None),
+    ("text and call", "well:" + call(), {}, ("well:", "", [(0, "look", {})]), None),
+    ("call in a thought", "hm" + call(), {"thinking": True}, ("", "hm", [(0, "look", {})]), None),
+    (
+        "two calls",
+        call(x=1) + "\n" + call("see", y="</tool>"),
+        {},
+        ("", "", [(0, "look", {"x": 1}), (1, "see", {"y": "</tool>"})]),
+        None,
+    ),
+    (
+        "one call wanted",
+        call(x=1) + "\n" + call(x=2) + "more",
+        {"one_call": True},
+        ("", "", [(0, "look", {"x": 1})]),
+        "tool_calls",
+    ),
+    ("text after a call", call() + "\ndone", {}, ("done", "", [(0, "look", {})]), None),
+    (
+        "call without arguments",
+        '<tool_call>{"name": "f"}</tool_call>',
+        {},
+        ("", "", [(0, "f", {})]),
+        None,
+    ),
+    ("malformed call", "<tool_call>look!</tool_call>.", {}, ("look!.", "", []), None),
+    ("call without name", "<tool_call>{}</tool_call>", {}, ("{}", "", []), None),
+    ("no call in it", "<tool_call>[]</tool_call>", {}, ("[]", "", []), None),
+    (
+        "malformed, then sound",
+        "<tool_call>x</tool_call>" + call(),
+        {},
+        ("x", "", [(0, "look", {})]),
+        None,
+    ),
+    ("unfinished call", '<tool_call>{"name": "lo', {}, ('{"name": "lo', "", []), None),
+    ("half an end", "<tool_call>x</tool", {}, ("x</tool", "", []), None),
+    ("half a start", "x<tool_ca", {}, ("x<tool_ca", "", []), None),
+    ("a stop in a call", "<tool_call>ab STOP", {"stops": ["STOP"]}, ("ab ", "", []), "stop"),
+    ("no tools offered", call(), {"tools": ()}, (call(), "", []), None),
+    (
+        "plain text dialect",
+        "<think>a" + call(),
+        {"tokenizer": None},
+        ("<think>a" + call(), "", []),
+        None,
+    ),
+    ("deep call", "<tool_call>" + "[" * 99_999, {}, ("[" * 99_999, "", []), None),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected", "ended"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+def test_reply(
+    text: str, options: dict[str, Any], expected: tuple[str, str, list[Any]], ended: str | None
+) -> None:
+    for texts in ([text], list(text)) if text else ([],):
+        delta, output = parse(texts, **options)
+        assert shown(delta) == expected
+        assert output.ended == ended
+        assert output.over() == (ended is not None)
+        assert output.called == bool(expected[2])
+
+
+def test_text_is_not_held_back_without_need() -> None:
+    output = Output(Pieces(["a", " t", "x", " tw", "o!"]), ["two"])  # type: ignore[arg-type]
+    assert [output.add(i).text for i in range(5)] == ["a", " ", "tx", " ", ""]
+    assert output.ended == "stop"
+
+
+def test_nothing_comes_after_the_end() -> None:
+    output = Output(Pieces(["ab", "c"], last="d"), ["b"])  # type: ignore[arg-type]
+    assert [output.add(0), output.add(1), output.finish()] == [Delta("a"), Delta(), Delta()]
+
+
+def test_stop_in_what_is_decoded_last() -> None:
+    delta, output = parse(["one "], last="two", stops=["two"])
+    assert delta.text == "one "
+    assert output.ended == "stop"
+
+
+def test_calls_have_names_of_their_own() -> None:
+    delta, _ = parse([call(), call()])
+    assert len({c.id for c in delta.calls}) == 2
+    assert all(c.id.startswith("call_") for c in delta.calls)
+
+
+def test_lone_surrogates_of_a_call_can_be_sent() -> None:
+    delta, _ = parse(['<tool_call>{"name": "f\\ud800", "arguments": {"x": "\\udfff"}}</tool_call>'])
+    assert delta.calls[0].name == "f?"
+    assert json.loads(delta.calls[0].arguments) == {"x": "?"}
+    delta, _ = parse(['<tool_call>{"name": "f", "arguments": "\\udfff"}</tool_call>'])
+    assert delta.calls[0].arguments == "?"
+
+
+def cut(text: str, places: Iterable[int]) -> list[str]:
+    ends = sorted({p % (len(text) + 1) for p in places} | {0, len(text)})
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        *MARKERS,
+        "<think",
+        "</",
+        "<",
+        "tool_call>",
+        "\n",
+        "END",
+        "EN",
+        "NDE",
+        "x",
+        "é 😀",
+        call(x=1),
+        call(),
+    ]
+)
+TEXTS = st.lists(FRAGMENTS, max_size=8).map("".join)
+CUTS = st.lists(st.integers(0, 400), max_size=12)
+STOPS = st.lists(st.sampled_from(["END", "NDE", "</think>x", "\nx", "😀"]), max_size=2)
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXTS, CUTS, STOPS, st.booleans(), st.booleans())
+def test_split_does_not_matter(
+    text: str, places: list[int], stops: list[str], thinking: bool, one_call: bool
+) -> None:
+    options = {"stops": stops, "thinking": thinking, "one_call": one_call}
+    whole, output = parse([text], **options)
+    split, other = parse(cut(text, places), **options)
+    assert shown(split) == shown(whole)
+    assert other.ended == output.ended
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.text("abc", max_size=20), CUTS, st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
+)
+def test_plain_text_ends_where_the_first_stop_is_complete(
+    text: str, places: list[int], stops: list[str]
+) -> None:
+    ends = [(text.index(s) + len(s), -len(s)) for s in stops if s in text]
+    expected = text
+    if ends:
+        end, length = min(ends)  # of those complete at once, the longest
+        expected = text[: end + length]
+    delta, output = parse(cut(text, places), stops=stops, tokenizer=None)
+    assert delta.text == expected
+    assert output.over() == bool(ends)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60).map(str.lstrip))
+def test_tokens_of_a_text_give_the_text(text: str) -> None:
+    output = Output(tokenizer().detokenizer())
+    deltas = [output.add(token) for token in tokenizer().encode(text)]
+    assert Delta.joined([*deltas, output.finish()]).text == text
+
+
+@settings(deadline=None, max_examples=100)
+@given(TEXTS)
+def test_markers_are_seen_however_they_are_tokenised(text: str) -> None:
+    expected, _ = parse([text])
+    output = Output(tokenizer().detokenizer(), tokenizer=tokenizer(), tools=TOOLS)
+    deltas = [output.add(token) for token in tokenizer().encode(text)]
+    assert shown(Delta.joined([*deltas, output.finish()])) == shown(expected)
