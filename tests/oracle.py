@@ -36,15 +36,23 @@ class Oracle:
         self.model, self.tokenizer = mlx_lm.load(str(path))
 
     def cold(
-        self, prompt: Sequence[int], max_tokens: int, stop: frozenset[int] = frozenset()
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop: frozenset[int] = frozenset(),
+        piece: int = 2048,
     ) -> Reply:
-        """Greedy tokens after ``prompt`` (not empty), up to and including a stop token."""
+        """Greedy tokens after ``prompt`` (not empty), up to and including a stop token.
+
+        The prompt is prefilled in pieces of ``piece`` tokens, all but its last token.
+        """
         reply = Reply([], [])
         steps = generate_step(
             mx.array(list(prompt)),
             self.model,
             max_tokens=max_tokens,
             prompt_cache=make_prompt_cache(self.model),
+            prefill_step_size=piece,
         )
         for token, logprobs in steps:
             second, best = sorted(mx.topk(logprobs, 2).tolist())
