@@ -24,12 +24,12 @@ class Prefix:
 
     def __init__(self, model: object) -> None:
         self._model = model
-        self._cache = [KVCache() for _ in model.layers]
+        self.layers = [KVCache() for _ in model.layers]
 
     def fill(self, length: int) -> float:
         """Brings the cache to ``length`` tokens; the seconds that the new ones took."""
-        held = self._cache[0].offset
-        for layer in self._cache:
+        held = self.layers[0].offset
+        for layer in self.layers:
             layer.trim(max(0, held - length))
         if length <= held:
             return 0.0
@@ -37,8 +37,8 @@ class Prefix:
         mx.eval(tokens)
         start = time.perf_counter()
         for at in range(0, length - held, CHUNK):
-            logits = self._model(tokens[:, at : at + CHUNK], cache=self._cache)
-            mx.eval([layer.state for layer in self._cache])
+            logits = self._model(tokens[:, at : at + CHUNK], cache=self.layers)
+            mx.eval([layer.state for layer in self.layers])
         mx.eval(mx.argmax(logits[:, -1], axis=-1))
         return time.perf_counter() - start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,18 @@ def _wall(n: Numbers) -> str:
     return f"{n['wall_s']:.1f}"
 
 
+def _by_floor(n: Numbers) -> str:
+    return f"{n['wall_by_floor']:.2f}x" if "wall_by_floor" in n else "–"
+
+
+def _by_bare(size: str) -> Callable[[Numbers], str]:
+    def read(n: Numbers) -> str:
+        ratios = [t["ttft_by_bare"] for t in n[size]["turns"][1:] if "ttft_by_bare" in t]
+        return f"{statistics.median(ratios):.2f}x" if ratios else "–"
+
+    return read
+
+
 def _memory(n: Numbers) -> str:
     return f"{n['peak_rss_mib']:,}"
 
@@ -52,18 +65,22 @@ STALL = "stall: a cold 10k-token prompt meets 8 running streams"
 
 ROWS = (
     Row(AGENTS, "wall time, s", _wall),
+    Row(AGENTS, "wall time by the raw floor's", _by_floor),
     Row(AGENTS, "TTFT p50, first / last turn, s", _first_and_last),
     Row(AGENTS, "time per output token p50, ms", lambda n: f"{n['itl_s']['p50'] * 1e3:.1f}"),
     Row(AGENTS, "prompt tokens reused", lambda n: f"{n['hit_rate']:.0%}"),
     Row(AGENTS, "peak resident memory, MiB", _memory),
     Row(CROWD, "wall time, s", _wall),
+    Row(CROWD, "wall time by the raw floor's", _by_floor),
     Row(CROWD, "TTFT max, first turn, s", _ttft(0, "max")),
     Row(CROWD, "prompt tokens reused", lambda n: f"{n['hit_rate']:.0%}"),
     Row(CROWD, "peak resident memory, MiB", _memory),
     Row(PRIVATE, "wall time, s", _wall),
     Row(PRIVATE, "peak resident memory, MiB", _memory),
     Row(GROW_10K, "TTFT cold / warm, s", _growth("10k")),
+    Row(GROW_10K, "warm TTFT by a bare prefill of the same tokens", _by_bare("10k")),
     Row(GROW_28K, "TTFT cold / warm, s", _growth("28k")),
+    Row(GROW_28K, "warm TTFT by a bare prefill of the same tokens", _by_bare("28k")),
     Row(STALL, "longest pause of a stream, ms", lambda n: f"{n['longest_pause_s'] * 1e3:.0f}"),
     Row(STALL, "the prompt's TTFT, s (next to alone)", _beside),
 )

@@ -32,6 +32,7 @@ from server.bench_client import BenchError, Endpoint, open_session, stream_reply
 from server.bench_load import find_model
 
 RESULTS = Path("bench-results")
+FLOORED = ("agents", "crowd")
 REQUEST_LIMIT = 1800.0  # s for one request; the slowest of a crowd may wait minutes
 
 
@@ -54,6 +55,8 @@ def measure(scenario: str, server: str, model: Path, quick: bool, logs: Path) ->
         return {"failure": str(error)}
     if scenario == "growth":
         add_bare_times(numbers, model)
+    if scenario in FLOORED and server == "commons" and not numbers["errors"]:
+        add_floor(numbers, model)
     return {**numbers, "peak_rss_mib": running.peak_rss >> 20}
 
 
@@ -61,11 +64,35 @@ def add_bare_times(numbers: Numbers, model: Path) -> None:
     """Sets beside each time to first token what a bare prefill of its new tokens takes."""
     turns = [turn for size in ("10k", "28k") for turn in numbers[size]["turns"]]
     pairs = [f"{t['cached_tokens']}:{t['prompt_tokens'] - t['cached_tokens']}" for t in turns]
-    command = [sys.executable, "-m", "deploy.loadtest.bare", str(model), *pairs]
-    output = subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE).stdout
-    for turn, bare in zip(turns, json.loads(output), strict=True):
+    for turn, bare in zip(turns, run_tool("bare", model, *pairs), strict=True):
         turn["bare_s"] = bare
         turn["ttft_by_bare"] = round(turn["ttft_s"] / bare, 2)
+
+
+def add_floor(numbers: Numbers, model: Path) -> None:
+    """Sets beside the wall time what the same tokens take at least; see ``floor``."""
+    turns = numbers["by_turn"]
+    agents = turns[0]["replies"]
+    shared = turns[0]["cached_tokens"] // (agents - 1)  # one computes it, the others reuse it
+    before, suffixes = shared * agents, []
+    for turn in turns:
+        growth = turn["prompt_tokens"] - before
+        computed = turn["prompt_tokens"] - turn["cached_tokens"]
+        # The first turn's leader computes the shared prefix as well, which is counted by itself.
+        suffixes.append(growth if turn is turns[0] else min(growth, computed))
+        before = turn["prompt_tokens"]
+    new = numbers["completion_tokens"] // sum(turn["replies"] for turn in turns)
+    sizes = [str(size // agents) for size in suffixes]
+    options = ["--agents", agents, "--shared", shared, "--new", new, "--suffixes", *sizes]
+    numbers["floor"] = run_tool("floor", model, *map(str, options))
+    numbers["wall_by_floor"] = round(numbers["wall_s"] / numbers["floor"]["floor_s"], 2)
+
+
+def run_tool(name: str, model: Path, *arguments: str) -> Any:
+    """What a tool of this folder prints, run like a measured server."""
+    command = [sys.executable, "-m", f"deploy.loadtest.{name}", str(model), *arguments]
+    output = subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(output)
 
 
 def machine() -> dict[str, Any]:
