@@ -430,7 +430,7 @@ def test_the_table_has_a_line_for_every_measure(endpoint) -> None:
     assert len(lines) == 2 + len(ROWS)
     assert all(line.endswith("| failed | 3 errors |") for line in lines[2:])
     assert sum("| 1,234 |" in line for line in lines) == 3
-    assert len(markdown({"agents": results["agents"]}, ["one"]).splitlines()) == 2 + 5
+    assert len(markdown({"agents": results["agents"]}, ["one"]).splitlines()) == 2 + 6
 
 
 def test_a_measured_server_is_watched_and_ended(monkeypatch, tmp_path: Path) -> None:
