@@ -14,6 +14,8 @@ from tests.oracle import Oracle
 from .process import PATIENCE, Server
 from .support import CONTEXT
 
+first: dict[str, str] = {}  # scrapes, by the server's address
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
@@ -34,6 +36,21 @@ def oracle(tiny: str) -> Oracle:
 @pytest.fixture(scope="session")
 def server(tiny: str) -> Iterator[Server]:
     with Server("--model", tiny, "--max-context", str(CONTEXT)) as server:
+        server.ready()
+        first[server.url] = httpx.get(f"{server.url}/metrics").text
+        yield server
+
+
+@pytest.fixture(scope="session")
+def first_scrape(server: Server) -> str:
+    """The metrics as they were before any request."""
+    return first[server.url]
+
+
+@pytest.fixture(scope="session")
+def narrow(tiny: str) -> Iterator[Server]:
+    """A server that runs one request and lets two wait."""
+    with Server("--model", tiny, "--max-rows", "1", "--max-queue", "2") as server:
         yield server.ready()
 
 
