@@ -126,11 +126,7 @@ class PrefixCache:
 
     def cancel(self, lease: Lease) -> None:
         """Ends a lease whose row was not started after all."""
-        assert lease.live
-        lease.live = False
-        self.leases.discard(lease)
-        if lease.node is not self.tree.root:
-            self.tree.unlock(lease.node)
+        self.tree.unlock(self._end(lease))
 
     def adopt(self, lease: Lease, holder: Holder) -> None:
         """The row has copied what follows its anchor: blocks nobody else uses are dropped."""
@@ -205,10 +201,7 @@ class PrefixCache:
 
     def release(self, lease: Lease, holder: Holder) -> None:
         """Ends the lease: what lies in the row's tail becomes blocks, as far as memory allows."""
-        assert lease.live
-        lease.live = False
-        self.leases.discard(lease)
-        node = lease.node
+        node = self._end(lease)
         if node is self.tree.root:
             return
         self.tree.touch(node)
@@ -300,6 +293,15 @@ class PrefixCache:
         lease = Lease(node)
         self.leases.add(lease)
         return lease
+
+    def _end(self, lease: Lease) -> Node:
+        """The node that the lease held, still locked."""
+        assert lease.live
+        node = lease.node
+        # A row that somebody still knows must keep neither itself nor evicted blocks alive.
+        lease.live, lease.holder, lease.node = False, None, self.tree.root
+        self.leases.discard(lease)
+        return node
 
     def _move_lock(self, lease: Lease, node: Node) -> None:
         self.tree.lock(node)
