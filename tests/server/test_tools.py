@@ -1,0 +1,211 @@
+"""Tool calls and thoughts on the wire: the application on an engine that says what it is told."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from mlx_lm.utils import load_tokenizer
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from prometheus_client import CollectorRegistry
+
+from engine import embedded
+from engine.params import SamplingParams
+from engine.tokenizer import Tokenizer
+from scheduler.events import Finished, Token
+from scheduler.metrics import Metrics
+from scheduler.request import Request
+from scheduler.service import Health, ModelInfo, RequestStream, Service, ServiceConfig
+from server.app import create_app
+
+from .support import chunks
+
+pytestmark = pytest.mark.anyio
+
+ROUTE = "/v1/chat/completions"
+EOS = 2
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer(load_tokenizer(embedded.path()))
+
+
+class Scripted(Service):
+    """Answers every request with ``says``, a token at a time."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        super().__init__(ServiceConfig("m", "m"), Metrics(registry), lambda _: None)
+        self.metrics.start("m")
+        self.tokenizer = tokenizer()
+        self.info = ModelInfo(
+            "m", "m", 4096, 3072, frozenset({EOS}), "lent", 0, 1 << 30, SamplingParams()
+        )
+        self.says = ""
+        self.requests: list[Request] = []
+        self.app = create_app(self, registry, default_max_tokens=100)
+
+    def health(self) -> Health:
+        return Health(True, True, True, False, 0.0, None, 0, 0)
+
+    def _check_alive(self) -> None:
+        pass
+
+    def _submit(self, request: Request) -> RequestStream:
+        self.requests.append(request)
+        stream = self._streams[request.id] = RequestStream(request)
+        tokens = self.tokenizer.encode(self.says)
+        for token in tokens:
+            self._dispatch([Token(request.id, token)])
+        end = Finished(request.id, "stop", len(request.prompt), 0, len(tokens) + 1)
+        self._dispatch([end])
+        return stream
+
+    @property
+    def prompt(self) -> str:
+        """The last prompt, as text."""
+        return "".join(map(tokenizer().token_text, self.requests[-1].prompt))
+
+
+@pytest.fixture
+def service() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(service.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "go"}], "tools": [TOOL]} | more
+
+
+async def whole(http: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
+    response = await http.post(ROUTE, json=body(**more))
+    assert response.status_code == 200, response.text
+    ChatCompletion.model_validate_json(response.content, strict=True)
+    choice: dict[str, Any] = response.json()["choices"][0]
+    return choice
+
+
+async def streamed(http: httpx.AsyncClient, **more: Any) -> tuple[list[dict[str, Any]], str]:
+    """The deltas of a stream and its finish reason."""
+    response = await http.post(ROUTE, json=body(stream=True, **more))
+    parts = chunks(response.text.splitlines())
+    for part in parts:
+        ChatCompletionChunk.model_validate(part, strict=True)
+    reasons = [p["choices"][0]["finish_reason"] for p in parts]
+    assert reasons[:-1] == [None] * (len(parts) - 1)
+    return [p["choices"][0]["delta"] for p in parts], reasons[-1]
+
+
+def joined(deltas: list[dict[str, Any]], name: str) -> str:
+    return "".join(d.get(name) or "" for d in deltas)
+
+
+async def test_tool_call(http: httpx.AsyncClient, service: Scripted) -> None:
+    service.says = CALL
+    choice = await whole(http)
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    (call,) = choice["message"]["tool_calls"]
+    assert call["type"] == "function"
+    assert call["function"]["name"] == "look"
+    assert json.loads(call["function"]["arguments"]) == {"x": "é"}
+    deltas, reason = await streamed(http)
+    (part,) = [c for d in deltas for c in d.get("tool_calls", [])]
+    assert reason == "tool_calls"
+    assert part["index"] == 0
+    assert part["function"] == call["function"]
+    assert joined(deltas, "content") == ""
+    assert '"name": "look"' in service.prompt
+
+
+async def test_text_and_two_calls(http: httpx.AsyncClient, service: Scripted) -> None:
+    service.says = f"Let me see.{CALL}\n{CALL}"
+    choice = await whole(http)
+    assert choice["message"]["content"] == "Let me see."
+    assert len({c["id"] for c in choice["message"]["tool_calls"]}) == 2
+    deltas, _ = await streamed(http)
+    parts = [c for d in deltas for c in d.get("tool_calls", [])]
+    assert [p["index"] for p in parts] == [0, 1]
+    assert joined(deltas, "content") == "Let me see."
+    single = await whole(http, parallel_tool_calls=False)
+    assert len(single["message"]["tool_calls"]) == 1
+    assert single["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("more", [{"tool_choice": "none"}, {"tools": None}, {"tools": []}])
+async def test_no_tools_no_calls(
+    http: httpx.AsyncClient, service: Scripted, more: dict[str, Any]
+) -> None:
+    service.says = CALL
+    choice = await whole(http, **more)
+    assert choice["message"]["content"] == CALL
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "stop"
+    assert "look" not in service.prompt
+
+
+async def test_malformed_call_is_text(http: httpx.AsyncClient, service: Scripted) -> None:
+    service.says = "<tool_call>look around</tool_call>"
+    choice = await whole(http)
+    assert choice["message"]["content"] == "look around"
+    assert choice["finish_reason"] == "stop"
+
+
+async def test_call_with_a_lone_surrogate_can_be_sent(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = '<tool_call>{"name": "look", "arguments": {"x": "\\ud800"}}</tool_call>'
+    choice = await whole(http)
+    arguments = choice["message"]["tool_calls"][0]["function"]["arguments"]
+    assert json.loads(arguments) == {"x": "?"}
+    _, reason = await streamed(http)
+    assert reason == "tool_calls"
+
+
+async def test_thought(http: httpx.AsyncClient, service: Scripted) -> None:
+    service.says = "hm</think>\n\nyes"
+    message = (await whole(http, reasoning_effort="high"))["message"]
+    assert (message["reasoning_content"], message["content"]) == ("hm", "yes")
+    assert message["reasoning"] == message["reasoning_content"]
+    deltas, reason = await streamed(http, chat_template_kwargs={"enable_thinking": True})
+    assert (joined(deltas, "reasoning_content"), joined(deltas, "content")) == ("hm", "yes")
+    assert reason == "stop"
+    message = (await whole(http, reasoning_effort="none"))["message"]
+    assert "reasoning_content" not in message
+
+
+async def test_stop_string_leaves_no_reply_behind(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = "one two three"
+    choice = await whole(http, stop=" two")
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("one", "stop")
+    assert service.outstanding == 0
+
+
+async def test_earlier_calls_and_results_reach_the_template(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = "ok"
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"x": 1}'}}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "seen"},
+    ]
+    await whole(http, messages=messages)
+    assert '<tool_call>\n{"name": "look", "arguments": {"x": 1}}\n</tool_call>' in service.prompt
+    assert "<tool_response>\nseen\n</tool_response>" in service.prompt
