@@ -26,6 +26,7 @@ from .output import NOTHING, Delta, Output
 logger = logging.getLogger("commons.server")
 T = TypeVar("T")
 RETRY_AFTER = 1.0  # seconds; a place is free again within a reply or so
+DRAINED_AFTER = 5.0  # seconds; by then another process may have taken over
 
 
 class Piece(NamedTuple):
@@ -156,11 +157,6 @@ class Plan(NamedTuple):
 
 def reserve(service: Service, places: int) -> Reservation:
     """Places in the queue. Raises ApiError 503."""
-    health = service.health()
-    if not health.ready:
-        service.metrics.rejection("draining" if health.draining else "engine_dead")
-        what = "shutting down" if health.draining else "not ready"
-        raise ApiError(503, f"The server is {what}.", "server_error", "not_ready", None, 5.0)
     try:
         return service.reserve(places)
     except QueueFull as error:
@@ -168,8 +164,17 @@ def reserve(service: Service, places: int) -> Reservation:
         message = "The server is busy: its queue is full. Try again."
         raise ApiError(503, message, "server_error", "queue_full", None, RETRY_AFTER) from error
     except EngineDead as error:
-        service.metrics.rejection("engine_dead")
-        raise ApiError(503, "The engine does not run.", "server_error", "engine_dead") from error
+        raise _stopped(service) from error
+
+
+def _stopped(service: Service) -> ApiError:
+    """The error for a request that came too late, which is counted."""
+    if service.health().draining:
+        service.metrics.rejection("draining")
+        message = "The server is shutting down."
+        return ApiError(503, message, "server_error", "not_ready", None, DRAINED_AFTER)
+    service.metrics.rejection("engine_dead")
+    return ApiError(503, "The engine does not run.", "server_error", "engine_dead")
 
 
 def submit(
@@ -190,7 +195,7 @@ def submit(
         raise bad_request(str(error), code="context_length_exceeded") from error
     except EngineDead as error:
         Generation(choices).abort()
-        raise ApiError(503, "The engine does not run.", "server_error", "engine_dead") from error
+        raise _stopped(service) from error
     return Generation(choices)
 
 

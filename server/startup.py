@@ -45,7 +45,7 @@ class Startup:
             f"attention {info.attention}, KV memory {info.kv_memory / 1e9:.1f} GB",
             soft_wrap=True,
         )
-        self._console.print(f"  ready at [bold]{url}[/bold] after {seconds:.1f} s")
+        self._console.print(f"  ready at [bold]{url}[/bold] after {seconds:.1f} s", soft_wrap=True)
 
     def failed(self, line: str) -> None:
         """The end, if it was not reached."""

@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from mlx_lm.utils import load_tokenizer
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from prometheus_client import CollectorRegistry
 
-from engine import embedded
-from engine.params import SamplingParams
-from engine.tokenizer import Tokenizer
-from scheduler.events import Finished, Token
-from scheduler.metrics import Metrics
-from scheduler.request import Request
-from scheduler.service import Health, ModelInfo, RequestStream, Service, ServiceConfig
-from server.app import create_app
-
+from .scripted import Scripted
 from .support import chunks
 
 pytestmark = pytest.mark.anyio
 
 ROUTE = "/v1/chat/completions"
-EOS = 2
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
-
-
-@functools.cache
-def tokenizer() -> Tokenizer:
-    return Tokenizer(load_tokenizer(embedded.path()))
-
-
-class Scripted(Service):
-    """Answers every request with ``says``, a token at a time."""
-
-    def __init__(self) -> None:
-        registry = CollectorRegistry()
-        super().__init__(ServiceConfig("m", "m"), Metrics(registry), lambda _: None)
-        self.metrics.start("m")
-        self.tokenizer = tokenizer()
-        self.info = ModelInfo(
-            "m", "m", 4096, 3072, frozenset({EOS}), "lent", 0, 1 << 30, SamplingParams()
-        )
-        self.says = ""
-        self.requests: list[Request] = []
-        self.app = create_app(self, registry, default_max_tokens=100)
-
-    def health(self) -> Health:
-        return Health(True, True, True, False, 0.0, None, 0, 0)
-
-    def _check_alive(self) -> None:
-        pass
-
-    def _submit(self, request: Request) -> RequestStream:
-        self.requests.append(request)
-        stream = self._streams[request.id] = RequestStream(request)
-        tokens = self.tokenizer.encode(self.says)
-        for token in tokens:
-            self._dispatch([Token(request.id, token)])
-        end = Finished(request.id, "stop", len(request.prompt), 0, len(tokens) + 1)
-        self._dispatch([end])
-        return stream
-
-    @property
-    def prompt(self) -> str:
-        """The last prompt, as text."""
-        return "".join(map(tokenizer().token_text, self.requests[-1].prompt))
 
 
 @pytest.fixture

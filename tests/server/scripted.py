@@ -1,0 +1,79 @@
+"""The application on an engine that says what it is told."""
+
+from __future__ import annotations
+
+import functools
+
+from mlx_lm.utils import load_tokenizer
+from prometheus_client import CollectorRegistry
+
+from engine import embedded
+from engine.params import SamplingParams
+from engine.tokenizer import Tokenizer
+from scheduler.events import Finished, Token
+from scheduler.metrics import Metrics
+from scheduler.request import Request
+from scheduler.service import (
+    EngineDead,
+    Health,
+    ModelInfo,
+    RequestStream,
+    Service,
+    ServiceConfig,
+    Unfit,
+)
+from server.app import create_app
+
+EOS = 2
+GOOD = Health(True, True, True, False, 0.0, None, 0, 0)
+DEFAULTS = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer(load_tokenizer(embedded.path()))
+
+
+class Scripted(Service):
+    """Answers every request with ``says``, a token at a time."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        super().__init__(ServiceConfig("m", "m"), Metrics(registry), lambda _: None)
+        self.metrics.start("m")
+        self.tokenizer = tokenizer()
+        self.info = ModelInfo("m", "m", 4096, 3072, frozenset({EOS}), "lent", 0, 1 << 30, DEFAULTS)
+        self.says = ""
+        self.state = GOOD
+        self.fits = 1 << 30  # requests that are taken; each one after them never fits
+        self.fails_after: int | None = None  # tokens
+        self.requests: list[Request] = []
+        self.app = create_app(self, registry, default_max_tokens=100)
+
+    def health(self) -> Health:
+        return self.state
+
+    def _check_alive(self) -> None:
+        if not self.state.ready:
+            raise EngineDead
+
+    def _submit(self, request: Request) -> RequestStream:
+        self._check_alive()
+        if len(self.requests) >= self.fits:
+            raise Unfit("The prompt has too many tokens.")
+        self.requests.append(request)
+        stream = self._streams[request.id] = RequestStream(request)
+        tokens = self.tokenizer.encode(self.says)[: self.fails_after]
+        for token in tokens:
+            self._dispatch([Token(request.id, token)])
+        prompt, count = len(request.prompt), len(tokens) + 1
+        end = Finished(request.id, "stop", prompt, 0, count)
+        if self.fails_after is not None:
+            end = Finished(request.id, "error", prompt, 0, count, "The engine failed.")
+        self._dispatch([end])
+        return stream
+
+    @property
+    def prompt(self) -> str:
+        """The last prompt, as text."""
+        return "".join(map(tokenizer().token_text, self.requests[-1].prompt))
