@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from server import sse
 from server.clients import ClientGone, watched, while_connected
-from server.sse import Emit, EventStream, event
+from server.sse import Emit, EventStream, Producer, event
+
+from .process import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +39,10 @@ class Client:
             self.on_body(message["body"])
         self.messages.append(message)
 
+    async def run(self, producers: list[Producer], last: Producer) -> None:
+        with anyio.fail_after(PATIENCE):  # a fault must not hang the tests
+            await self.stream.run(producers, last)
+
     @property
     def text(self) -> str:
         return b"".join(m.get("body", b"") for m in self.messages).decode()
@@ -55,7 +62,7 @@ async def forever(emit: Emit) -> None:
 
 async def test_events_come_in_order_and_the_response_ends() -> None:
     client = Client()
-    await client.stream.run([says("a", "b")], says("z"))
+    await client.run([says("a", "b")], says("z"))
     assert client.text == "abz"
     assert client.messages[0]["status"] == 200
     assert dict(client.messages[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
@@ -74,7 +81,7 @@ async def test_last_comes_after_all_producers() -> None:
         await emit(b"early ")
         turn.set()
 
-    await client.stream.run([waits, frees], says(" end"))
+    await client.run([waits, frees], says(" end"))
     assert client.text == "early late end"
 
 
@@ -85,7 +92,7 @@ async def test_nothing_is_sent_before_the_first_event() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await client.stream.run([fails], says("z"))
+        await client.run([fails], says("z"))
     assert not client.stream.started
     assert not client.messages
 
@@ -106,7 +113,7 @@ async def test_a_failing_producer_ends_the_others() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await client.stream.run([waits, fails], says("z"))
+        await client.run([waits, fails], says("z"))
     assert ended.is_set()
     assert client.text == "a"
 
@@ -122,14 +129,14 @@ async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) 
             await comments.acquire()
         await emit(event(b"x"))
 
-    await client.stream.run([waits], says(""))
+    await client.run([waits], says(""))
     assert client.text.startswith(": keep-alive\n\n" * 3)
     assert client.text.replace(": keep-alive\n\n", "") == "data: x\n\n"
 
 
 async def test_no_comment_while_events_flow() -> None:
     client = Client()
-    await client.stream.run([says(*"abcdef")], says("z"))
+    await client.run([says(*"abcdef")], says("z"))
     assert "keep-alive" not in client.text
 
 
@@ -138,7 +145,7 @@ async def test_slow_reader_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     client.reads.clear()
     with pytest.raises(ClientGone):
-        await client.stream.run([says("a")], says("z"))
+        await client.run([says("a")], says("z"))
     assert client.text == ""
 
 
@@ -148,7 +155,7 @@ async def test_slow_reader_is_given_up_in_silence(monkeypatch: pytest.MonkeyPatc
     client = Client()
     client.reads.clear()
     with pytest.raises(ClientGone):
-        await client.stream.run([forever], says("z"))
+        await client.run([forever], says("z"))
 
 
 async def test_hang_up_ends_the_producers() -> None:
@@ -164,7 +171,7 @@ async def test_hang_up_ends_the_producers() -> None:
             ended.set()
 
     with pytest.raises(ClientGone):
-        await client.stream.run([waits, forever], says("z"))
+        await client.run([waits, forever], says("z"))
     assert ended.is_set()
     assert client.text == "a"
 
