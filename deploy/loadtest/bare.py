@@ -44,9 +44,9 @@ class Prefix:
 
     def time(self, cached: int, new: int) -> float:
         """Seconds to compute ``new`` tokens behind ``cached`` ones: the best of some rounds, of
-        one round where nothing is cached."""
+        one round where they are many."""
         times = []
-        for _ in range(ROUNDS if cached else 1):
+        for _ in range(ROUNDS if new <= CHUNK else 1):
             self.fill(cached)
             times.append(self.fill(cached + new))
         return min(times)
