@@ -45,6 +45,9 @@ class Stats(NamedTuple):
     snapshot_nbytes: int
 
 
+NO_STATS = Stats(0, 0, 0, 0, 0)
+
+
 @dataclass(eq=False, slots=True)
 class Lease:
     """A row's hold on the path to ``node``; released exactly once.

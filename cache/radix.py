@@ -97,6 +97,20 @@ class Match(NamedTuple):
     length: int
 
 
+class Clock:
+    """Counts uses; trees whose nodes are compared by recency share one."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def tick(self) -> int:
+        """The next moment."""
+        self.now += 1
+        return self.now
+
+
 class RadixTree:
     """Token sequences that share their common prefixes.
 
@@ -105,13 +119,13 @@ class RadixTree:
     operation. An operation whose stated condition does not hold raises AssertionError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.root = Node(array("i"), 0, None, None, 0)
         self.nbytes = 0
         self.snapshot_nbytes = 0
         self.tokens = 0
         self.nodes = 0
-        self._clock = 0
+        self._clock = clock or Clock()
         self._serial = 0
         self._leaves: LeafQueue[Node] = LeafQueue()
 
@@ -280,10 +294,10 @@ class RadixTree:
     def touch(self, node: Node) -> None:
         """Makes ``node`` and all its ancestors the most recently used, by one tick. O(depth)."""
         assert node.parent is not None or node is self.root, f"not in the tree: {node}"
-        self._clock += 1
-        self.root.last_used = self._clock
+        now = self._clock.tick()
+        self.root.last_used = now
         while node.parent is not None:
-            node.last_used = self._clock
+            node.last_used = now
             node = node.parent
 
     # Eviction
@@ -328,7 +342,7 @@ class RadixTree:
         """The tree as indented text, one node a line, after one line of totals."""
         lines = [
             f"RadixTree nodes={self.nodes} tokens={self.tokens} nbytes={self.nbytes} "
-            f"snapshot_nbytes={self.snapshot_nbytes} clock={self._clock}"
+            f"snapshot_nbytes={self.snapshot_nbytes} clock={self._clock.now}"
         ]
         lines += ["  " * len(node.path()) + repr(node) for node in self.walk()]
         return "\n".join(lines)
@@ -350,7 +364,7 @@ class RadixTree:
             return
         if parent.children.get(node.key[0]) is not node or parent.end != node.start:
             yield "does not continue its parent"
-        if not parent.last_used >= node.last_used <= self._clock:
+        if not parent.last_used >= node.last_used <= self._clock.now:
             yield "is newer than its parent or the clock"
         if node.loans < sum(child.loans for child in node.children.values()):
             yield "has fewer loans than its children"

@@ -13,9 +13,15 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from cache.block import join
+from cache.forest import Forest
+from cache.namespace import Namespace, weights_digest
 from cache.prefix_cache import Hit, Keeping, Lease, PrefixCache
+from cache.radix import Clock, RadixTree
 
+from .adapter_store import AdapterStore
+from .adapters import Adapters
 from .attention import LentLayer, Plan, install
+from .budget import Budget, Memory, RowBytes
 from .loader import Loaded
 from .plans import DecodePlan, PrefillPlan, rank
 from .rows import Row, Tail
@@ -34,6 +40,7 @@ from .states import (
 
 Attention = Literal["lent", "copied"]
 MOST_CHUNK = 1024  # tokens of one prefill pass; bounds the scores that attention holds at once
+ADAPTER_SLOTS = 64  # adapters in memory at once
 FORK = 32  # tokens; from here on it pays to learn where prompts of a stateful model fork
 
 
@@ -53,21 +60,12 @@ class InFlight(NamedTuple):
     sampled: Sampled
 
 
-class Memory(NamedTuple):
-    """Bytes of KV by state: lent to rows, owned by rows, cached and unused, free."""
-
-    lent: int
-    owned: int
-    cached: int
-    free: int
-
-
 class Engine:
     """Runs one model for many rows.
 
     ``kv_memory`` bytes bound the KV of rows and tree together. ``attention`` "lent" reads
     blocks of the tree in place; "copied" gives each row mlx-lm's own caches, for models that
-    compute attention in their own way.
+    compute attention in their own way. At most ``adapter_slots`` adapters are in memory.
     """
 
     def __init__(
@@ -78,10 +76,11 @@ class Engine:
         prefix_cache: bool = True,
         attention: Attention = "lent",
         keeping: Keeping | None = None,
+        adapter_slots: int = ADAPTER_SLOTS,
     ) -> None:
         self.model = loaded.model
+        self.digest = weights_digest(loaded.path)
         self.vocab_size = loaded.vocab_size
-        self.kv_memory = kv_memory
         self.attention: Attention = attention
         install()
         template = _probe(self.model)
@@ -93,17 +92,17 @@ class Engine:
         self.stateful = len(by_token) < len(template)
         self._shapes = [LayerShape.of(template[i]) for i in by_token]
         self.token_bytes = sum(s.token_bytes for s in self._shapes)
-        self._state_bytes = sum(
+        self.pool = SlabPool(self._shapes if attention == "lent" else (), self.reserve)
+        self.keeping = keeping or Keeping()
+        self._caching = prefix_cache
+        self.forest = Forest(self._make_cache)
+        state_bytes = sum(
             most_bytes(template[i]) for i in self._own if type(template[i]) is not KVCache
         )
-        self.pool = SlabPool(self._shapes if attention == "lent" else (), self.reserve)
-        self.cache = PrefixCache(
-            reserve=self.reserve,
-            stateful=self.stateful,
-            copying=attention == "copied",
-            enabled=prefix_cache,
-            keeping=keeping or Keeping(),
-        )
+        row_bytes = RowBytes(state_bytes, self.token_bytes if attention == "copied" else 0)
+        self.budget = Budget(kv_memory, self.pool, self.forest, row_bytes, self._row_lengths)
+        self._adapters = Adapters(self.model)
+        self.adapters = AdapterStore(self._adapters, adapter_slots, self._forget_adapter)
         self.batchable = all(hasattr(template[i], "merge") for i in self._own)
         self.input_tokens = 0
         self._batch = StateBatch()
@@ -117,62 +116,33 @@ class Engine:
     def used(self) -> int:
         """Bytes of KV and states held by rows and tree."""
         states = self._batch.nbytes + sum(nbytes(r.states) for r in self._rows)
-        return self.pool.nbytes + self.cache.tree.nbytes + states
+        return self.pool.nbytes + self.forest.nbytes + states
 
     def reserve(self, size: int) -> bool:
         """Whether ``size`` more bytes fit, after evicting as much as that takes."""
-        promised = self._promised([len(r.tokens) for r in self._rows])
-        missing = self.pool.nbytes + self.cache.tree.nbytes + promised + size - self.kv_memory
-        while missing > 0:
-            freed = self.cache.evict()
-            if freed < 0:
-                return False
-            missing -= freed
-        return True
-
-    def _promised(self, lengths: Sequence[int]) -> int:
-        """The most bytes that mlx-lm's caches of rows of such lengths may take.
-
-        mlx-lm pads a batch to its longest row, and copies it when rows join.
-        """
-        if not lengths or not self._own:
-            return 0
-        states = self._state_bytes
-        if self.attention == "copied":
-            states += (round_capacity(max(lengths)) + GRANULE) * self.token_bytes
-        return 2 * len(lengths) * states
+        return self.budget.reserve(size)
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens could ever be served within the budget."""
-        return self.least_bytes(tokens) <= self.kv_memory
-
-    @property
-    def most_tokens(self) -> int:
-        """The longest prompt that ``fits``."""
-        if not self.token_bytes:
-            return (1 << 30) if self.fits(1) else 0
-        # What a row needs is linear in whole granules.
-        granule = self.least_bytes(2 * GRANULE) - self.least_bytes(GRANULE)
-        spare = self.kv_memory - self.least_bytes(GRANULE)
-        return max(0, spare // granule + 1) * GRANULE
-
-    def least_bytes(self, tokens: int) -> int:
-        """Bytes that a lone, cold row with so many prompt tokens needs, and to grow a little."""
-        own = (round_capacity(tokens) + GRANULE) * self.pool.token_bytes
-        return own + self._promised([tokens])
+        return self.budget.fits(tokens)
 
     def memory(self) -> Memory:
         """Where the budget is."""
-        stats = self.cache.stats()
-        owned = self.used - stats.nbytes
-        free = max(0, self.kv_memory - self.used)
-        return Memory(stats.lent, owned, stats.nbytes - stats.lent, free)
+        return self.budget.memory(self.used)
 
     # a row's life
 
-    def lookup(self, tokens: array[int]) -> Hit:
+    def namespace(self, adapter: str | None = None) -> Namespace:
+        """The name of what may share KV: this model with ``adapter``."""
+        return Namespace(self.digest, self.adapters.digest(adapter) if adapter else "")
+
+    def cache(self, adapter: str | None = None) -> PrefixCache:
+        """The prefix cache of the base, or of one of its adapters."""
+        return self.forest.of(self.namespace(adapter))
+
+    def lookup(self, tokens: array[int], adapter: str | None = None) -> Hit:
         """What the cache has for a prompt."""
-        return self.cache.lookup(tokens)
+        return self.cache(adapter).lookup(tokens)
 
     def admit(
         self,
@@ -180,9 +150,15 @@ class Engine:
         tokens: array[int],
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
+        adapter: str | None = None,
     ) -> Row | None:
-        """Starts a row on the longest cached prefix of ``tokens``; ``None``: not now."""
-        hit = self.cache.lookup(tokens)
+        """Starts a row on the longest cached prefix of ``tokens``; ``None``: not now.
+
+        Raises AdapterError where the files of ``adapter`` cannot be read any more.
+        """
+        if adapter is not None and not self.adapters.acquire(adapter):
+            return None
+        hit = self.lookup(tokens, adapter)
         tries = [hit]
         if hit.whole < hit.length:
             # No memory to cut the last block: do with those that match as they are.
@@ -191,9 +167,11 @@ class Engine:
             # Alone, there is nobody to wait for: what is cached must not stand in the way.
             tries.append(hit._replace(length=0, snapshot=None))
         for each in tries:
-            row = self._start(request_id, tokens, sampling, boundaries, each)
+            row = self._start(request_id, tokens, sampling, boundaries, each, adapter)
             if row is not None:
                 return row
+        if adapter is not None:
+            self.adapters.release(adapter)
         return None
 
     def _start(
@@ -203,29 +181,30 @@ class Engine:
         sampling: RowSampling,
         boundaries: Sequence[int],
         hit: Hit,
+        adapter: str | None,
     ) -> Row | None:
-        leased = self.cache.lend(tokens, hit.length)
+        cache = self.cache(adapter)
+        leased = cache.lend(tokens, hit.length)
         if leased is None:
             return None
         lease, anchor = leased
-        lengths = [len(r.tokens) for r in self._rows]
-        spare = self._promised([*lengths, len(tokens)]) - self._promised(lengths)
-        # Every running row should still be able to grow a little.
-        spare += self.pool.taken * GRANULE * self.pool.token_bytes // 4
+        spare = self.budget.spare(len(tokens))
         tail = None
         if self.attention == "lent":
             tail = Tail.take(self.pool, anchor, round_capacity(len(tokens) - anchor), spare)
         if tail is None and (self.attention == "lent" or not self.reserve(spare)):
-            self.cache.cancel(lease)
+            cache.cancel(lease)
             return None
-        states = self._states(hit, lease)
+        states = self._states(hit, cache, lease)
         ends = self._snapshot_ends(hit, boundaries, len(tokens))
-        row = Row(request_id, tokens, sampling, lease, hit.length, ends, tail, states)
+        row = Row(
+            request_id, tokens, sampling, adapter, cache, lease, hit.length, ends, tail, states
+        )
         if tail is not None:
-            for block in self.cache.pieces(lease, anchor):
+            for block in cache.pieces(lease, anchor):
                 tail.put(anchor, list(block.layers))
                 anchor += block.length
-            self.cache.adopt(lease, row)
+            cache.adopt(lease, row)
         self._rows.add(row)
         if not row.remaining:
             self._prefilled(row)
@@ -246,9 +225,9 @@ class Engine:
         assert count > 0
         plan = None
         if row.tail is not None:
-            plan = PrefillPlan(row, self.cache.lent(row.lease, row.anchor), count)
+            plan = PrefillPlan(row, row.cache.lent(row.lease, row.anchor), count)
         ids = mx.array(row.tokens[row.length : stop].tolist())[None]
-        self._forward(ids, plan, row.states)
+        self._forward(ids, [row], plan, row.states)
         compact(row.states)
         stored: list[Any] = [arrays(row.states)]
         if row.tail is not None:
@@ -260,11 +239,11 @@ class Engine:
         boundary = row.boundaries[:1] == [stop]
         if boundary:
             row.boundaries.pop(0)
-        committed = self.cache.commit(row.lease, row, row.tokens[:stop])
+        committed = row.cache.commit(row.lease, row, row.tokens[:stop])
         if (boundary or not row.remaining) and committed:
             self._snapshot(row)
         if not row.remaining:
-            self.cache.share(row.lease, row)
+            row.cache.share(row.lease, row)
             self._prefilled(row)
         return count
 
@@ -300,10 +279,10 @@ class Engine:
         ordered = self._batch.order(rows) if self._own else sorted(rows, key=rank)
         plan = None
         if self._lent:
-            lent = {r: self.cache.lent(r.lease, r.anchor) if r.anchor else [] for r in ordered}
+            lent = {r: r.cache.lent(r.lease, r.anchor) if r.anchor else [] for r in ordered}
             plan = DecodePlan(ordered, lent)
         ids = mx.array([[r.tokens[r.length]] for r in ordered])
-        logits = self._forward(ids, plan, self._batch.caches)
+        logits = self._forward(ids, ordered, plan, self._batch.caches)
         for row in ordered:
             row.length += 1
         self.input_tokens += len(ordered)
@@ -336,21 +315,39 @@ class Engine:
 
     def release(self, row: Row) -> None:
         """Ends a row in any phase; what it computed stays in the tree as far as memory allows."""
-        keep = self.cache.enabled and bool(self._own)
+        keep = row.cache.enabled and bool(self._own)
         if row.batch is not None:
             self._batch.leave(row, keep=keep)
         self._rows.discard(row)
-        committed = self.cache.commit(row.lease, row, row.tokens[: row.length])
+        committed = row.cache.commit(row.lease, row, row.tokens[: row.length])
         if committed and keep:
             self._snapshot(row)
-        self.cache.release(row.lease, row)
+        row.cache.release(row.lease, row)
         if row.tail is not None:
             row.tail.free()
             row.tail = None
+        if row.adapter is not None:
+            self.adapters.release(row.adapter)
 
     # parts
 
-    def _states(self, hit: Hit, lease: Lease) -> dict[int, Any]:
+    def _row_lengths(self) -> list[int]:
+        return [len(row.tokens) for row in self._rows]
+
+    def _forget_adapter(self, digest: str) -> None:
+        self.forest.drop(Namespace(self.digest, digest))
+
+    def _make_cache(self, clock: Clock) -> PrefixCache:
+        return PrefixCache(
+            reserve=self.reserve,
+            stateful=self.stateful,
+            copying=self.attention == "copied",
+            enabled=self._caching,
+            keeping=self.keeping,
+            tree=RadixTree(clock),
+        )
+
+    def _states(self, hit: Hit, cache: PrefixCache, lease: Lease) -> dict[int, Any]:
         if not self._own:
             return {}
         fresh = make_prompt_cache(self.model)
@@ -358,7 +355,7 @@ class Engine:
         if isinstance(hit.snapshot, Snapshot):
             states.update(duplicate(hit.snapshot.states))
         if self.attention == "copied" and hit.length:
-            blocks = list(self.cache.pieces(lease, 0))
+            blocks = list(cache.pieces(lease, 0))
             whole = [c for c in states.values() if type(c) is KVCache]
             for i, kv in enumerate(whole):
                 kv.keys, kv.values = join([b.layers[i] for b in blocks])
@@ -372,20 +369,23 @@ class Engine:
 
     def _snapshot(self, row: Row) -> None:
         """Keeps the states that cannot be cut, at the row's present length."""
-        if not self.stateful or not self.cache.wants_snapshot(row.lease, row.length):
+        if not self.stateful or not row.cache.wants_snapshot(row.lease, row.length):
             return
         states = {i: s for i, s in row.single_states().items() if type(s) is not KVCache}
         if self.reserve(nbytes(states)):
             kept = take_snapshot(states)
-            self.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
+            row.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
 
-    def _forward(self, ids: mx.array, plan: Plan | None, states: dict[int, Any]) -> mx.array:
-        """The model's logits [B, L, V] for ``ids`` [B, L], lazy."""
+    def _forward(
+        self, ids: mx.array, rows: Sequence[Row], plan: Plan | None, states: dict[int, Any]
+    ) -> mx.array:
+        """The model's logits [B, L, V] for ``ids`` [B, L] of ``rows``, lazy."""
         total = len(self._lent) + len(self._own)
         for lent in self._lent.values():
             lent.plan = plan
         caches = [self._lent[i] if i in self._lent else states[i] for i in range(total)]
-        logits: mx.array = self.model(ids, cache=caches)
+        with self._adapters.using([row.adapter for row in rows]):
+            logits: mx.array = self.model(ids, cache=caches)
         for lent in self._lent.values():
             lent.plan = None  # a plan holds on to slabs and blocks
         return logits

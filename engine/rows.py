@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from cache.block import LayerKV
-from cache.prefix_cache import Lease
+from cache.prefix_cache import Lease, PrefixCache
 
 from .sampling import RowSampling
 from .slabs import Slab, SlabPool, round_capacity
@@ -81,6 +81,7 @@ class Row:
     """A sequence on its way through the model; a ``Holder`` for the prefix cache.
 
     ``tokens`` are prompt and reply so far, ``length`` of them have been given to the model.
+    ``cache`` is that of the row's namespace, ``adapter`` None for the base itself.
     ``states`` holds mlx-lm's own caches by layer index: of layers that are not kept by token,
     and of all layers where attention is copied; while the row decodes they lie in ``batch``.
     """
@@ -88,6 +89,8 @@ class Row:
     id: str
     tokens: array[int]
     sampling: RowSampling
+    adapter: str | None
+    cache: PrefixCache
     lease: Lease
     length: int
     boundaries: list[int]

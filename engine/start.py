@@ -12,7 +12,7 @@ from mlx.utils import tree_reduce
 
 from . import device, embedded
 from .calibration import calibrate
-from .engine import Attention, Engine
+from .engine import ADAPTER_SLOTS, Attention, Engine
 from .loader import Loaded, LoadError, load
 from .selfcheck import lends_correctly
 
@@ -27,6 +27,7 @@ class EngineOptions:
     dtype: str | None = None
     trust_remote_code: bool = False
     max_context: int | None = None
+    adapter_slots: int = ADAPTER_SLOTS
 
 
 class Started(NamedTuple):
@@ -54,12 +55,16 @@ def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Sta
     if attention == "copied":
         progress("this model computes attention in its own way: prefixes are copied, not lent")
     engine = Engine(
-        loaded, kv_memory=kv_memory, prefix_cache=options.prefix_cache, attention=attention
+        loaded,
+        kv_memory=kv_memory,
+        prefix_cache=options.prefix_cache,
+        attention=attention,
+        adapter_slots=options.adapter_slots,
     )
     if attention == "lent":
-        engine.cache.keeping = calibrate(engine)
+        engine.keeping = calibrate(engine)
     if not engine.fits(1):
-        least = engine.least_bytes(1) / 1e6
+        least = engine.budget.least_bytes(1) / 1e6
         raise LoadError(
             f"--kv-memory is too small for this model: give at least {math.ceil(least)}MB"
         )

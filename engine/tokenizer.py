@@ -9,10 +9,11 @@ import functools
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
+from tokenizers.decoders import DecodeStream
 
 from .segments import SegmentedEncoder
 
@@ -22,6 +23,7 @@ Tools = Sequence[Mapping[str, Any]]
 # Two questions that differ in their first letter: what prompts with either have in common ends
 # where the system prompt ends, whatever the template puts around it.
 PROBES = ("A", "z")
+CONTEXT = 8  # tokens
 
 
 class PromptError(ValueError):
@@ -54,6 +56,7 @@ class Tokenizer:
         # The library's own object is immutable here, and encodes without Python's lock.
         self._fast: Any = getattr(self._inner, "backend_tokenizer", None)
         self._segments = None if self._fast is None else SegmentedEncoder(self._fast)
+        self._contextual = self._fast is not None and _is_contextual(self._fast)
         self._lock = threading.Lock()
         self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
         self.think: tuple[str, str] | None = (
@@ -93,9 +96,11 @@ class Tokenizer:
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
         return Prompt(tokens, (boundary,) if boundary else (), thinking)
 
-    def detokenizer(self) -> Detokenizer:
-        """Decodes one reply."""
-        return Detokenizer(self._wrapper)
+    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
+        """Decodes one reply, which continues the text of ``context`` if that is given."""
+        if self._fast is None:
+            return _SlowDetokenizer(self._wrapper)
+        return _FastDetokenizer(self._fast, context[-CONTEXT:] if self._contextual else ())
 
     def parse_tool_call(self, text: str, tools: Tools) -> list[dict[str, Any]]:
         """The calls, each ``{"name", "arguments"}``, in the text between two markers.
@@ -176,21 +181,60 @@ class Tokenizer:
         return common if 0 < common < len(tokens) else 0
 
 
-class Detokenizer:
+class Detokenizer(Protocol):
     """The text of one reply as its tokens come; never half a character."""
+
+    def add(self, token: int) -> str:
+        """The text that ``token`` completes, often empty."""
+        ...
+
+    def finish(self) -> str:
+        """What is left at the end."""
+        ...
+
+
+class _FastDetokenizer:
+    """By the tokenizers library's own stream."""
+
+    def __init__(self, fast: Any, context: Sequence[int]) -> None:
+        self._fast = fast
+        self._stream = DecodeStream(list(context), skip_special_tokens=False)
+        self._pending: list[int] = []
+
+    def add(self, token: int) -> str:
+        self._pending.append(token)
+        text = self._stream.step(self._fast, token)
+        if text is None:
+            return ""
+        self._pending.clear()
+        return str(text)
+
+    def finish(self) -> str:
+        text = self._fast.decode(self._pending, skip_special_tokens=False) if self._pending else ""
+        self._pending.clear()
+        return str(text)
+
+
+class _SlowDetokenizer:
+    """By mlx-lm, for tokenizers that are written in Python."""
 
     def __init__(self, wrapper: TokenizerWrapper) -> None:
         self._inner = wrapper.detokenizer
 
     def add(self, token: int) -> str:
-        """The text that ``token`` completes, often empty."""
         self._inner.add_token(token)
         return str(self._inner.last_segment)
 
     def finish(self) -> str:
-        """What is left at the end."""
         self._inner.finalize()
         return str(self._inner.last_segment)
+
+
+def _is_contextual(fast: Any) -> bool:
+    """Whether a token's text depends on what stands before it, as with SentencePiece's spaces."""
+    tokens = fast.encode("a b c", add_special_tokens=False).ids
+    alone = [fast.decode([token], skip_special_tokens=False) for token in tokens]
+    return bool(fast.decode(tokens, skip_special_tokens=False) != "".join(alone))
 
 
 def tool_arguments(arguments: object) -> str:

@@ -11,11 +11,12 @@ from typing import NamedTuple, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from .events import FinishReason
-from .stats import Phase, SchedulerStats
+from .stats import Phase, RequestStats, SchedulerStats
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STATES = ("lent", "owned", "cached", "free")
 REASONS = ("queue_full", "prompt_too_large", "draining", "engine_dead")
 
 
@@ -33,12 +34,10 @@ class Gauges(NamedTuple):
     weights: int = 0
 
 
-class Metrics(SchedulerStats):
-    """All series of one engine, labelled by model, adapter and draft."""
+class _Definitions:
+    """The metrics and their labels."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self._labels: dict[str, str] = {}
         names = ("model", "adapter", "draft")
 
         def counter(name: str, text: str, *more: str) -> Counter:
@@ -52,110 +51,150 @@ class Metrics(SchedulerStats):
                 f"commons_{name}", text, (*names, *more), buckets=buckets, registry=registry
             )
 
-        self._queries = counter("prefix_cache_queries", "Prompt tokens looked up in the cache")
-        self._hits = counter("prefix_cache_hits", "Prompt tokens found in the cache")
-        self._evicted = counter("prefix_cache_evicted_tokens", "Tokens evicted from the cache")
-        self._prompt = counter("prompt_tokens", "Prompt tokens of admitted requests")
-        self._computed = counter("prompt_computed_tokens", "Prompt tokens run through the model")
-        self._generation = counter("generation_tokens", "Tokens generated")
-        self._requests = counter("requests", "Requests that ended", "finish_reason")
-        self._rejections = counter("admission_rejections", "Requests refused", "reason")
-        self._preemptions = counter("preemptions", "Rows put back into the queue")
-        self._disconnects = counter("client_disconnects", "Clients gone before their reply")
-        self._running = gauge("requests_running", "Requests with a row in the engine")
-        self._waiting = gauge("requests_waiting", "Requests in the queue")
-        self._usage = gauge("kv_cache_usage_ratio", "Used part of the KV budget")
-        self._bytes = gauge("kv_cache_bytes", "KV budget by state", "state")
-        self._memory = gauge("memory_bytes", "Memory held by MLX", "kind")
-        self._age = gauge("engine_heartbeat_age_seconds", "Time since the engine last moved")
-        self._healthy = gauge("engine_healthy", "1 while the engine thread works")
-        self._ttft = histogram("time_to_first_token_seconds", "Acceptance to first token", SLOW)
-        self._itl = histogram("inter_token_latency_seconds", "Gap between two tokens", FAST)
-        self._e2e = histogram("e2e_request_latency_seconds", "Acceptance to end", SLOW)
-        self._queue = histogram("request_queue_time_seconds", "Acceptance to row", SLOW)
-        self._prefill = histogram("request_prefill_time_seconds", "Row to first token", SLOW)
-        self._batch = histogram("batch_rows", "Rows in a decode step", ROWS)
-        self._step = histogram("step_seconds", "Time of a forward pass", FAST, "phase")
-        self._evicted_before = 0
+        # by model and adapter
+        self.queries = counter("prefix_cache_queries", "Prompt tokens looked up in the cache")
+        self.hits = counter("prefix_cache_hits", "Prompt tokens found in the cache")
+        self.prompt = counter("prompt_tokens", "Prompt tokens of admitted requests")
+        self.computed = counter("prompt_computed_tokens", "Prompt tokens run through the model")
+        self.generation = counter("generation_tokens", "Tokens generated")
+        self.requests = counter("requests", "Requests that ended", "finish_reason")
+        self.preemptions = counter("preemptions", "Rows put back into the queue")
+        self.ttft = histogram("time_to_first_token_seconds", "Acceptance to first token", SLOW)
+        self.itl = histogram("inter_token_latency_seconds", "Gap between two tokens", FAST)
+        self.e2e = histogram("e2e_request_latency_seconds", "Acceptance to end", SLOW)
+        self.queue = histogram("request_queue_time_seconds", "Acceptance to row", SLOW)
+        self.prefill = histogram("request_prefill_time_seconds", "Row to first token", SLOW)
+        # by model
+        self.evicted = counter("prefix_cache_evicted_tokens", "Tokens evicted from the cache")
+        self.rejections = counter("admission_rejections", "Requests refused", "reason")
+        self.disconnects = counter("client_disconnects", "Clients gone before their reply")
+        self.running = gauge("requests_running", "Requests with a row in the engine")
+        self.waiting = gauge("requests_waiting", "Requests in the queue")
+        self.usage = gauge("kv_cache_usage_ratio", "Used part of the KV budget")
+        self.bytes = gauge("kv_cache_bytes", "KV budget by state", "state")
+        self.memory = gauge("memory_bytes", "Memory held by MLX", "kind")
+        self.age = gauge("engine_heartbeat_age_seconds", "Time since the engine last moved")
+        self.healthy = gauge("engine_healthy", "1 while the engine thread works")
+        self.batch = histogram("batch_rows", "Rows in a decode step", ROWS)
+        self.step = histogram("step_seconds", "Time of a forward pass", FAST, "phase")
 
-    def start(self, model: str, adapter: str = "", draft: str = "") -> None:
-        """Sets the labels, and all bounded series to 0 so that panels have data at once."""
-        labels = {"model": model, "adapter": adapter, "draft": draft}
-        self._labels = labels
-        for metric in vars(self).values():
-            if isinstance(metric, Counter | Gauge | Histogram) and len(metric._labelnames) == 3:
-                metric.labels(**labels)
-        for reason in get_args(FinishReason):
-            self._requests.labels(**labels, finish_reason=reason)
-        for name in REASONS:
-            self._rejections.labels(**labels, reason=name)
-        for state in ("lent", "owned", "cached", "free"):
-            self._bytes.labels(**labels, state=state)
-        for kind in ("active", "weights"):
-            self._memory.labels(**labels, kind=kind)
-        for phase in get_args(Phase):
-            self._step.labels(**labels, phase=phase)
+
+class RequestSeries(RequestStats):
+    """The series of the requests for one model or adapter; all are at 0 once it is made."""
+
+    def __init__(self, of: _Definitions, labels: dict[str, str]) -> None:
+        # Looked up once: a lookup by labels costs more than the counting itself.
+        self._queries, self._hits = of.queries.labels(**labels), of.hits.labels(**labels)
+        self._prompt, self._computed = of.prompt.labels(**labels), of.computed.labels(**labels)
+        self._generation = of.generation.labels(**labels)
+        self._preemptions = of.preemptions.labels(**labels)
+        self._ttft, self._itl = of.ttft.labels(**labels), of.itl.labels(**labels)
+        self._e2e, self._queue = of.e2e.labels(**labels), of.queue.labels(**labels)
+        self._prefill = of.prefill.labels(**labels)
+        self._requests = {
+            reason: of.requests.labels(**labels, finish_reason=reason)
+            for reason in get_args(FinishReason)
+        }
 
     def admitted(self, queued: float, prompt_tokens: int, cached_tokens: int) -> None:
         """Counts a request that got its row, and what the cache had for it."""
-        self._queue.labels(**self._labels).observe(queued)
-        self._queries.labels(**self._labels).inc(prompt_tokens)
-        self._prompt.labels(**self._labels).inc(prompt_tokens)
-        self._hits.labels(**self._labels).inc(cached_tokens)
+        self._queue.observe(queued)
+        self._queries.inc(prompt_tokens)
+        self._prompt.inc(prompt_tokens)
+        self._hits.inc(cached_tokens)
 
     def computed(self, tokens: int) -> None:
         """Counts prompt tokens at the model's input."""
-        self._computed.labels(**self._labels).inc(tokens)
+        self._computed.inc(tokens)
 
     def first_token(self, since_accepted: float, since_admitted: float) -> None:
-        """Observes the time to first token."""
-        self._ttft.labels(**self._labels).observe(since_accepted)
-        self._prefill.labels(**self._labels).observe(since_admitted)
+        """Counts a token and observes the time to it."""
+        self._generation.inc()
+        self._ttft.observe(since_accepted)
+        self._prefill.observe(since_admitted)
 
     def next_token(self, gap: float) -> None:
-        """Observes an inter-token latency."""
-        self._itl.labels(**self._labels).observe(gap)
-
-    def generated(self, tokens: int) -> None:
-        """Counts generated tokens."""
-        self._generation.labels(**self._labels).inc(tokens)
-
-    def step(self, phase: Phase, seconds: float, rows: int) -> None:
-        """Observes a forward pass."""
-        self._step.labels(**self._labels, phase=phase).observe(seconds)
-        if phase == "decode":
-            self._batch.labels(**self._labels).observe(rows)
+        """Counts a token and observes the gap before it."""
+        self._generation.inc()
+        self._itl.observe(gap)
 
     def preempted(self) -> None:
         """Counts a preemption."""
-        self._preemptions.labels(**self._labels).inc()
+        self._preemptions.inc()
 
     def finished(self, reason: FinishReason, seconds: float) -> None:
         """Counts a request that ended."""
-        self._requests.labels(**self._labels, finish_reason=reason).inc()
-        self._e2e.labels(**self._labels).observe(seconds)
+        self._requests[reason].inc()
+        self._e2e.observe(seconds)
+
+
+class Metrics(SchedulerStats):
+    """All series of one engine, labelled by model, adapter and draft."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._of = _Definitions(registry)
+        self._model = ""
+        self._series: dict[str | None, RequestSeries] = {}
+        self._evicted_before = 0
+
+    def start(self, model: str) -> None:
+        """Sets the model, and its series to 0 so that panels have data at once."""
+        self._model = model
+        of, labels = self._of, self._labels()
+        for metric in (of.evicted, of.disconnects, of.running, of.waiting, of.usage, of.age):
+            metric.labels(**labels)
+        of.healthy.labels(**labels)
+        of.batch.labels(**labels)
+        for name in REASONS:
+            of.rejections.labels(**labels, reason=name)
+        for state in STATES:
+            of.bytes.labels(**labels, state=state)
+        for kind in ("active", "weights"):
+            of.memory.labels(**labels, kind=kind)
+        for phase in get_args(Phase):
+            of.step.labels(**labels, phase=phase)
+        self.of(None)
+
+    def of(self, adapter: str | None) -> RequestSeries:
+        """The series of an adapter, None for the base itself."""
+        series = self._series.get(adapter)
+        if series is None:
+            series = RequestSeries(self._of, self._labels(adapter or ""))
+            self._series[adapter] = series
+        return series
+
+    def step(self, phase: Phase, seconds: float, rows: int) -> None:
+        """Observes a forward pass."""
+        labels = self._labels()
+        self._of.step.labels(**labels, phase=phase).observe(seconds)
+        if phase == "decode":
+            self._of.batch.labels(**labels).observe(rows)
 
     def rejection(self, reason: str) -> None:
         """Counts a request that was refused before it was accepted."""
         known = reason if reason in REASONS else "other"
-        self._rejections.labels(**self._labels, reason=known).inc()
+        self._of.rejections.labels(**self._labels(), reason=known).inc()
 
     def client_disconnect(self) -> None:
         """Counts a client that went away before its reply was complete."""
-        self._disconnects.labels(**self._labels).inc()
+        self._of.disconnects.labels(**self._labels()).inc()
 
     def observe(self, gauges: Gauges, *, heartbeat_age: float, healthy: bool) -> None:
         """Sets all gauges; called before a scrape is rendered."""
-        labels = self._labels
-        self._running.labels(**labels).set(gauges.running)
-        self._waiting.labels(**labels).set(gauges.waiting)
+        of, labels = self._of, self._labels()
+        of.running.labels(**labels).set(gauges.running)
+        of.waiting.labels(**labels).set(gauges.waiting)
         total = gauges.lent + gauges.owned + gauges.cached + gauges.free
-        self._usage.labels(**labels).set((total - gauges.free) / total if total else 0.0)
-        for state in ("lent", "owned", "cached", "free"):
-            self._bytes.labels(**labels, state=state).set(getattr(gauges, state))
-        self._memory.labels(**labels, kind="active").set(gauges.active_memory)
-        self._memory.labels(**labels, kind="weights").set(gauges.weights)
-        self._age.labels(**labels).set(heartbeat_age)
-        self._healthy.labels(**labels).set(healthy)
-        self._evicted.labels(**labels).inc(gauges.evicted_tokens - self._evicted_before)
+        of.usage.labels(**labels).set((total - gauges.free) / total if total else 0.0)
+        for state in STATES:
+            of.bytes.labels(**labels, state=state).set(getattr(gauges, state))
+        of.memory.labels(**labels, kind="active").set(gauges.active_memory)
+        of.memory.labels(**labels, kind="weights").set(gauges.weights)
+        of.age.labels(**labels).set(heartbeat_age)
+        of.healthy.labels(**labels).set(healthy)
+        of.evicted.labels(**labels).inc(gauges.evicted_tokens - self._evicted_before)
         self._evicted_before = gauges.evicted_tokens
+
+    def _labels(self, adapter: str = "") -> dict[str, str]:
+        return {"model": self._model, "adapter": adapter, "draft": ""}

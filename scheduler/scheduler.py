@@ -5,20 +5,25 @@ Owned by the engine thread. Knows the engine by its methods only; no threads, no
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cache.prefix_cache import Hit
+from engine.adapter_files import AdapterError
 from engine.engine import MOST_CHUNK, Choice
 from engine.rows import Row
 from engine.sampling import RowSampling
 
+from .entry import Entry
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
 from .pace import PrefillPace
 from .request import Request
 from .stats import NO_STATS, SchedulerStats
+
+log = logging.getLogger("commons.scheduler")
 
 LEAST_CHUNK = 32  # tokens; below this the fixed costs of a pass dominate
 IDLE_FACTOR = 4  # with nothing decoding, a chunk may take so many stall targets
@@ -35,13 +40,14 @@ class EngineLike(Protocol):
     @property
     def busy(self) -> bool: ...
     def fits(self, tokens: int) -> bool: ...
-    def lookup(self, tokens: array[int]) -> Hit: ...
+    def lookup(self, tokens: array[int], adapter: str | None = None) -> Hit: ...
     def admit(
         self,
         request_id: str,
         tokens: array[int],
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
+        adapter: str | None = None,
     ) -> Row | None: ...
     def mark(self, row: Row, position: int) -> None: ...
     def prefill(self, row: Row, most: int) -> int: ...
@@ -49,46 +55,6 @@ class EngineLike(Protocol):
     def submit(self, rows: Sequence[Row]) -> None: ...
     def collect(self) -> list[Choice]: ...
     def release(self, row: Row) -> None: ...
-
-
-class Entry:
-    """One request from acceptance to its terminal event."""
-
-    __slots__ = (
-        "accepted",
-        "admitted",
-        "boundaries",
-        "computed",
-        "generated",
-        "hit",
-        "last_token",
-        "passed_over",
-        "request",
-        "row",
-        "sampling",
-        "started",
-        "tokens",
-    )
-
-    def __init__(self, request: Request, vocab_size: int, now: float) -> None:
-        self.request = request
-        self.tokens = array("i", request.prompt)
-        self.boundaries = request.boundaries
-        self.sampling = RowSampling(request.sampling, request.prompt, vocab_size)
-        self.row: Row | None = None
-        self.hit = 0  # prompt tokens found in the cache when first admitted
-        self.computed = 0  # prompt tokens that went through the model
-        self.generated = 0
-        self.passed_over = 0
-        self.accepted = now
-        self.admitted = 0.0
-        self.started = 0.0
-        self.last_token = 0.0
-
-    @property
-    def cached(self) -> int:
-        """Prompt tokens that were reused; what was computed twice does not count as reuse."""
-        return max(0, min(self.hit, len(self.request.prompt) - self.computed))
 
 
 class Scheduler:
@@ -118,7 +84,7 @@ class Scheduler:
         self.pace = PrefillPace()
         self.preemptions = 0
         self._entries: dict[str, Entry] = {}
-        self._aborted: set[str] = set()
+        self._aborted: dict[str, FinishReason] = {}
         self._decode_seconds = 0.0
         self._submitted = 0.0
         self._blocked = False  # nothing has changed since admission said: not now
@@ -128,15 +94,16 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Accepts a request; it will end in exactly one ``Finished``."""
         assert request.id not in self._entries
-        entry = Entry(request, self.engine.vocab_size, self.clock())
+        stats = self.stats.of(request.adapter)
+        entry = Entry(request, self.engine.vocab_size, self.clock(), stats)
         self._entries[request.id] = entry
         self.waiting.append(entry)
         self._blocked = False
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """Ends a request with the next step; one that has ended is left alone."""
         if request_id in self._entries:
-            self._aborted.add(request_id)
+            self._aborted[request_id] = reason
 
     @property
     def has_work(self) -> bool:
@@ -178,7 +145,6 @@ class Scheduler:
         now = self.clock()
         self._decode_seconds = now - self._submitted
         self.stats.step("decode", self._decode_seconds, len(choices))
-        self.stats.generated(len(choices))
         by_id = self._entries
         for choice in choices:
             self._deliver(by_id[choice.row.id], choice, now, events)
@@ -187,9 +153,9 @@ class Scheduler:
         entry.generated += 1
         request = entry.request
         if entry.generated == 1:
-            self.stats.first_token(now - entry.accepted, now - entry.admitted)
+            entry.stats.first_token(now - entry.accepted, now - entry.admitted)
         else:
-            self.stats.next_token(now - entry.last_token)
+            entry.stats.next_token(now - entry.last_token)
         entry.last_token = now
         if choice.token in request.stop_token_ids:
             self._finish(entry, "stop", events)
@@ -203,16 +169,23 @@ class Scheduler:
         """Starts waiting requests, those with the longest cached prefix first."""
         if not self.waiting or self._blocked:
             return
-        hits = {e: self.engine.lookup(e.tokens).length for e in self.waiting}
+        hits = {e: self.engine.lookup(e.tokens, e.request.adapter).length for e in self.waiting}
         ranked = sorted(self.waiting, key=lambda e: (e.passed_over < MOST_PASSED_OVER, -hits[e]))
         for entry in ranked:
             if self.running >= self.max_rows:
                 break
             if self._should_wait(entry, hits[entry]):
                 continue
-            row = self.engine.admit(
-                entry.request.id, entry.tokens, entry.sampling, entry.boundaries
-            )
+            request = entry.request
+            try:
+                row = self.engine.admit(
+                    request.id, entry.tokens, entry.sampling, entry.boundaries, request.adapter
+                )
+            except AdapterError as error:
+                log.error("adapter %s: %s", request.adapter, error)
+                self.waiting.remove(entry)
+                self._end(entry, "error", events, "The adapter cannot be loaded.")
+                continue
             if row is None:
                 self._refused(entry, events)
                 break
@@ -234,7 +207,7 @@ class Scheduler:
         entry.passed_over = 0
         if not entry.admitted:
             entry.admitted, entry.hit = now, row.length
-            self.stats.admitted(now - entry.accepted, len(entry.tokens), row.length)
+            entry.stats.admitted(now - entry.accepted, len(entry.tokens), row.length)
         (self.prefilling if row.remaining else self.decoding).append(entry)
 
     def _should_wait(self, entry: Entry, cached: int) -> bool:
@@ -243,6 +216,8 @@ class Scheduler:
         if most - cached < WORTH_WAITING:
             return False
         for leader in self.prefilling:
+            if leader.request.adapter != entry.request.adapter:
+                continue  # the same tokens have other KV there
             assert leader.row is not None
             common = min(common_prefix(leader.tokens, entry.tokens), most, len(leader.tokens) - 1)
             if common - cached >= WORTH_WAITING and leader.row.length < common:
@@ -290,7 +265,7 @@ class Scheduler:
         self.stats.step("prefill", seconds, 1)
         in_prompt = max(0, min(row.length, len(entry.request.prompt)) - context)
         entry.computed += in_prompt
-        self.stats.computed(in_prompt)
+        entry.stats.computed(in_prompt)
         self._blocked = False  # followers may start on what was just computed
         if not row.remaining:
             self.prefilling.remove(entry)
@@ -309,7 +284,7 @@ class Scheduler:
             rows.append(entry.row)
             if entry.row.length < len(entry.request.prompt):
                 entry.computed += 1  # the last prompt token enters with the first decode step
-                self.stats.computed(1)
+                entry.stats.computed(1)
         self._submitted = self.clock()
         self.engine.submit(rows)
 
@@ -339,17 +314,17 @@ class Scheduler:
         self.waiting.insert(0, youngest)
         self._blocked = not alone
         self.preemptions += 1
-        self.stats.preempted()
+        youngest.stats.preempted()
 
     # ends
 
     def _sweep_aborted(self, events: list[Event]) -> None:
         if self.engine.busy:
             return
-        for request_id in self._aborted:
+        for request_id, reason in self._aborted.items():
             entry = self._entries.get(request_id)
             if entry is not None:
-                self._finish(entry, "abort", events)
+                self._finish(entry, reason, events)
         self._aborted.clear()
 
     def _finish(self, entry: Entry, reason: FinishReason, events: list[Event]) -> None:
@@ -368,13 +343,20 @@ class Scheduler:
         entry.row = None
         self._blocked = False
 
-    def _end(self, entry: Entry, reason: FinishReason, events: list[Event]) -> None:
+    def _end(
+        self,
+        entry: Entry,
+        reason: FinishReason,
+        events: list[Event],
+        message: str = "The prompt does not fit into the KV memory.",
+    ) -> None:
+        """The terminal event; ``message`` is for an error only."""
         del self._entries[entry.request.id]
-        message = "The prompt does not fit into the KV memory." if reason == "error" else None
         prompt = len(entry.request.prompt)
         generated = entry.generated
-        events.append(Finished(entry.request.id, reason, prompt, entry.cached, generated, message))
-        self.stats.finished(reason, self.clock() - entry.accepted)
+        told = message if reason == "error" else None
+        events.append(Finished(entry.request.id, reason, prompt, entry.cached, generated, told))
+        entry.stats.finished(reason, self.clock() - entry.accepted)
 
 
 def common_prefix(a: array[int], b: array[int]) -> int:

@@ -8,143 +8,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
 
 from engine import device
+from engine.adapter_files import AdapterError
+from engine.adapter_store import AdapterState
+from engine.engine import Engine
 from engine.generation_config import sampling_defaults
 from engine.loader import LoadError
-from engine.params import SamplingParams
 from engine.start import EngineOptions, start_engine
 from engine.tokenizer import Tokenizer
 
-from .events import Event, Finished
+from .events import Event, Finished, FinishReason
+from .info import AdapterInfo, Health, ModelInfo, ServiceConfig
 from .metrics import Gauges, Metrics
 from .request import Request
 from .scheduler import Scheduler
-from .worker import SchedulerLike, Worker
+from .streams import EngineDead, QueueFull, RequestStream, Reservation, Unfit, UnknownAdapter
+from .worker import Abort, SchedulerLike, Worker
+
+T = TypeVar("T")
 
 STOP_TIMEOUT = 10.0  # seconds that a last step may take
 
 
-class QueueFull(Exception):
-    """No place is left in the queue."""
-
-
-class Unfit(Exception):
-    """The prompt can never fit the KV memory; the text may be shown to the client."""
-
-
-class EngineDead(Exception):
-    """The engine is not running (any more), or the server is draining."""
-
-
 class LoadFailed(Exception):
     """The model could not be loaded; the text is one line that says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceConfig:
-    """What is served and within which limits; ``kv_memory`` in bytes, None: as recommended."""
-
-    model: str
-    served_model_name: str
-    kv_memory: int | None = None
-    prefix_cache: bool = True
-    max_rows: int = 64
-    max_queue: int = 256
-    stall_target_ms: float = 100.0
-    dtype: str | None = None
-    trust_remote_code: bool = False
-    max_context: int | None = None
-
-
-class ModelInfo(NamedTuple):
-    """The served model as ``/v1/models`` shows it.
-
-    ``created`` is in Unix seconds, ``kv_memory`` in bytes; ``defaults`` hold where a request
-    does not say how tokens are chosen.
-    """
-
-    name: str
-    root: str
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: frozenset[int]
-    attention: Literal["lent", "copied"]
-    created: int
-    kv_memory: int
-    defaults: SamplingParams
-
-
-class Health(NamedTuple):
-    """The state of the service; ``heartbeat_age`` in seconds."""
-
-    alive: bool
-    loaded: bool
-    ready: bool
-    draining: bool
-    heartbeat_age: float
-    error: str | None
-    running: int
-    waiting: int
-
-
-class RequestStream:
-    """The events of one request; each item is a list of all that came since the last one."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self._events: list[Event] = []
-        self._arrived = asyncio.Event()
-        self._over = False
-
-    def push(self, event: Event) -> None:
-        """Adds an event; on the event loop."""
-        self._events.append(event)
-        self._arrived.set()
-
-    def __aiter__(self) -> RequestStream:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        if self._over:
-            raise StopAsyncIteration
-        await self._arrived.wait()
-        self._arrived.clear()
-        events, self._events = self._events, []
-        self._over = isinstance(events[-1], Finished)
-        return events
-
-
-class Reservation:
-    """Places in the queue, taken before templating; what is not used goes back on exit."""
-
-    def __init__(self, service: Service, places: int) -> None:
-        self._service = service
-        self._left = places
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._service._outstanding -= self._left
-        self._left = 0
-
-    def submit(self, request: Request) -> RequestStream:
-        """Uses one place. Raises Unfit for a prompt that never fits, EngineDead."""
-        assert self._left > 0
-        stream = self._service._submit(request)
-        self._left -= 1
-        return stream
 
 
 class Service:
@@ -161,11 +53,15 @@ class Service:
         self.died = anyio.Event()
         self._progress = progress
         self._outstanding = 0
+        self.adapters: dict[str, AdapterInfo] = {}
         self._streams: dict[str, RequestStream] = {}
+        self._left = asyncio.Event()  # set, and replaced, when a request ends
+        self._calls: set[asyncio.Future[Any]] = set()
         self._draining = False
         self._error: str | None = None
         self._most_tokens = 0
         self._worker: Worker | None = None
+        self._engine: Engine | None = None  # for the engine thread alone
         self._loaded: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -188,15 +84,58 @@ class Service:
         self._outstanding += places
         return Reservation(self, places)
 
+    def give_back(self, places: int) -> None:
+        """Makes places free again that were not used."""
+        self._outstanding -= places
+
     @property
     def outstanding(self) -> int:
         """Places in use: requests from their reservation to their terminal event."""
         return self._outstanding
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """Ends a request within one step; one that is unknown or over is left alone."""
         if request_id in self._streams and self._worker is not None:
-            self._worker.send(request_id)
+            self._worker.send(Abort(request_id, reason))
+
+    def resolve(self, model: str, adapter: str | None = None) -> str | None:
+        """The adapter that a request's ``model`` and ``adapter`` mean, None for the base.
+
+        An adapter is also a model: ``BASE:ADAPTER`` or ``ADAPTER``. Raises UnknownAdapter.
+        """
+        base = self.config.served_model_name
+        named = adapter if model == base else model.removeprefix(f"{base}:")
+        if named is not None and named not in self.adapters:
+            raise UnknownAdapter(named)
+        if adapter is not None and adapter != named:
+            raise UnknownAdapter(adapter)
+        return named
+
+    async def load_adapter(self, name: str, path: str, *, pinned: bool) -> None:
+        """Makes an adapter known while others are served. Raises AdapterError, EngineDead."""
+        await self._on_thread(lambda e: e.adapters.register(name, Path(path), pinned=pinned))
+        self._add_adapter(name, path)
+
+    async def pin_adapter(self, name: str, pinned: bool) -> None:
+        """Keeps an adapter in memory, or allows it to leave. Raises AdapterError, EngineDead."""
+        if name not in self.adapters:
+            raise UnknownAdapter(name)
+        await self._on_thread(lambda e: e.adapters.pin(name, pinned))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Takes no more requests for an adapter, and forgets it once those it has have ended.
+
+        Raises UnknownAdapter, EngineDead.
+        """
+        if self.adapters.pop(name, None) is None:
+            raise UnknownAdapter(name)
+        while any(s.request.adapter == name for s in self._streams.values()):
+            await self._left.wait()
+        await self._on_thread(lambda e: e.adapters.unregister(name))
+
+    async def adapter_states(self) -> list[AdapterState]:
+        """All adapters as they are just now. Raises EngineDead."""
+        return await self._on_thread(lambda e: e.adapters.states())
 
     def health(self) -> Health:
         """How the service is; costs nothing, enqueues nothing."""
@@ -246,9 +185,12 @@ class Service:
         if self._error is not None or self._draining or self._worker is None:
             raise EngineDead
 
-    def _submit(self, request: Request) -> RequestStream:
+    def enqueue(self, request: Request) -> RequestStream:
+        """Hands a request to the engine. Raises Unfit, UnknownAdapter, EngineDead."""
         self._check_alive()
         assert self._worker is not None
+        if request.adapter is not None and request.adapter not in self.adapters:
+            raise UnknownAdapter(request.adapter)
         if len(request.prompt) > self._most_tokens:
             raise Unfit(
                 f"The prompt has {len(request.prompt)} tokens; the KV memory of this server "
@@ -269,6 +211,8 @@ class Service:
     def _close(self, stream: RequestStream) -> None:
         del self._streams[stream.request.id]
         self._outstanding -= 1
+        self._left.set()
+        self._left = asyncio.Event()
         if not self._streams:
             self._idle.set()
 
@@ -286,7 +230,39 @@ class Service:
         self._error = f"{type(error).__name__}: {error}"
         for stream in list(self._streams.values()):
             self._fail(stream, "The engine failed.")
+        for call in self._calls:
+            call.set_exception(EngineDead())
+        self._calls.clear()
         self.died.set()
+
+    def _add_adapter(self, name: str, path: str) -> None:
+        self.adapters[name] = AdapterInfo(name, path, int(time.time()))
+        self.metrics.of(name)
+
+    async def _on_thread(self, work: Callable[[Engine], T]) -> T:
+        """The result of ``work``, done on the engine thread between two steps."""
+        self._check_alive()
+        assert self._worker is not None and self._loop is not None
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._calls.add(future)
+
+        def settle(settled: Callable[[], None]) -> None:
+            if future in self._calls:
+                self._calls.discard(future)
+                settled()
+
+        def run() -> None:
+            assert self._engine is not None
+            try:
+                result = work(self._engine)
+            except AdapterError as error:
+                refusal = error
+                self._call(settle, lambda: future.set_exception(refusal))
+            else:
+                self._call(settle, lambda: future.set_result(result))
+
+        self._worker.send(run)
+        return await asyncio.shield(future)
 
     # on the engine thread
 
@@ -299,9 +275,15 @@ class Service:
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
             max_context=config.max_context,
+            adapter_slots=config.adapter_slots,
         )
         started = start_engine(options, self._progress)
         engine, loaded = started.engine, started.loaded
+        self._engine = engine
+        for name, path in config.adapters:
+            self._progress(f"reading adapter {name}")
+            engine.adapters.register(name, Path(path))
+            self._add_adapter(name, path)
         scheduler = Scheduler(
             engine,
             max_rows=config.max_rows,
@@ -309,7 +291,7 @@ class Service:
             stats=self.metrics,
         )
         self.tokenizer = Tokenizer(loaded.tokenizer, system_boundary=engine.stateful)
-        self._most_tokens = engine.most_tokens
+        self._most_tokens = engine.budget.most_tokens
         self.info = ModelInfo(
             name=config.served_model_name,
             root=config.model,
@@ -318,7 +300,7 @@ class Service:
             eos_token_ids=loaded.eos_token_ids,
             attention=engine.attention,
             created=int(time.time()),
-            kv_memory=engine.kv_memory,
+            kv_memory=engine.budget.limit,
             defaults=sampling_defaults(loaded.path),
         )
 
@@ -331,7 +313,7 @@ class Service:
                 owned=memory.owned,
                 cached=memory.cached,
                 free=memory.free,
-                evicted_tokens=engine.cache.evicted_tokens,
+                evicted_tokens=engine.forest.evicted_tokens,
                 active_memory=device.active_memory(),
                 weights=started.weights,
             )
@@ -355,6 +337,6 @@ class Service:
 
 
 def _load_failure(error: BaseException) -> LoadFailed:
-    if isinstance(error, LoadError):
+    if isinstance(error, LoadError | AdapterError):
         return LoadFailed(str(error))
     return LoadFailed(f"loading failed: {type(error).__name__}: {error}")

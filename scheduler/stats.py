@@ -9,8 +9,11 @@ from .events import FinishReason
 Phase = Literal["prefill", "decode"]
 
 
-class SchedulerStats:
-    """Counts nothing; the base of what does. All times in seconds, called on the engine thread."""
+class RequestStats:
+    """Counts nothing; the base of what counts the requests for one model or adapter.
+
+    All times in seconds; called on the engine thread.
+    """
 
     def admitted(self, queued: float, prompt_tokens: int, cached_tokens: int) -> None:
         """A request got its row for the first time, with so many tokens from the cache."""
@@ -24,17 +27,25 @@ class SchedulerStats:
     def next_token(self, gap: float) -> None:
         """A request got another token."""
 
-    def generated(self, tokens: int) -> None:
-        """A step brought so many tokens."""
-
-    def step(self, phase: Phase, seconds: float, rows: int) -> None:
-        """A forward pass was done."""
-
     def preempted(self) -> None:
         """A row was put back into the queue."""
 
     def finished(self, reason: FinishReason, seconds: float) -> None:
         """A request ended, so long after it was accepted."""
+
+
+NO_REQUEST_STATS = RequestStats()
+
+
+class SchedulerStats:
+    """Counts nothing; the base of what counts the steps of one model."""
+
+    def of(self, adapter: str | None) -> RequestStats:
+        """What counts the requests for ``adapter``, None for the base itself."""
+        return NO_REQUEST_STATS
+
+    def step(self, phase: Phase, seconds: float, rows: int) -> None:
+        """A forward pass was done."""
 
 
 NO_STATS = SchedulerStats()

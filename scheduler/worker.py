@@ -11,11 +11,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from .events import Event
+from .events import Event, FinishReason
 from .metrics import Gauges
 from .request import Request
+
+
+class Abort(NamedTuple):
+    """Ends a request, for ``reason``."""
+
+    request_id: str
+    reason: FinishReason = "abort"
+
+
+Message = Request | Abort | Callable[[], None]
+"""A request, the end of one, or work to do between two steps."""
 
 log = logging.getLogger("commons.engine")
 GAUGE_INTERVAL = 0.25  # seconds between two pictures for the gauges
@@ -25,7 +36,7 @@ class SchedulerLike(Protocol):
     """What the engine thread drives."""
 
     def add(self, request: Request) -> None: ...
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None: ...
     def step(self) -> list[Event]: ...
     @property
     def has_work(self) -> bool: ...
@@ -49,7 +60,7 @@ class Worker:
         self._deliver = deliver
         self._ready = ready
         self._died = died
-        self._inbox: deque[Request | str] = deque()
+        self._inbox: deque[Message] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._beat = time.monotonic()
@@ -61,8 +72,8 @@ class Worker:
         """Starts the thread; ``ready`` or ``died`` tells how that went."""
         self._thread.start()
 
-    def send(self, message: Request | str) -> None:
-        """Puts a request, or the id of one to abort, into the inbox. Never blocks."""
+    def send(self, message: Message) -> None:
+        """Puts something into the inbox. Never blocks."""
         with self._wake:
             self._inbox.append(message)
             self._wake.notify()
@@ -117,6 +128,8 @@ class Worker:
         for message in messages:
             if isinstance(message, Request):
                 scheduler.add(message)
+            elif isinstance(message, Abort):
+                scheduler.abort(*message)
             else:
-                scheduler.abort(message)
+                message()
         return True

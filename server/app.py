@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.service import Service
 
+from .admin import AdapterAdmin
 from .chat import ChatCompletions
 from .completions import Completions
 from .errors import exception_handlers
@@ -24,18 +26,27 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 def create_app(
-    service: Service, registry: CollectorRegistry, *, default_max_tokens: int
+    service: Service,
+    registry: CollectorRegistry,
+    *,
+    default_max_tokens: int,
+    adapter_dir: Path | None = None,
 ) -> ASGIApp:
     """The application in front of ``service``; its routes answer also while it loads."""
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
+    adapters = AdapterAdmin(service, adapter_dir)
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{model:path}", models.one),
+        Route("/admin/adapters", adapters.all),
+        Route("/admin/adapters", adapters.load, methods=["POST"]),
+        Route("/admin/adapters/{name}", adapters.change, methods=["PATCH"]),
+        Route("/admin/adapters/{name}", adapters.unload, methods=["DELETE"]),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),

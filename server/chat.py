@@ -110,8 +110,8 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
-        service = self.serves(body.model)
-        plan = _Plan(service, body, self.default_max_tokens)
+        service, adapter = self.service, self.serves(body.model, body.adapter)
+        plan = _Plan(service, body, adapter, self.default_max_tokens)
         with reserve(service, body.choices) as places:
             prompt = await self.threads.run(plan.prompt)
             name = f"chatcmpl-{uuid.uuid4().hex}"
@@ -127,10 +127,13 @@ class ChatCompletions(Dialect):
 class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, service: Service, body: ChatRequest, default_max_tokens: int) -> None:
+    def __init__(
+        self, service: Service, body: ChatRequest, adapter: str | None, default_max_tokens: int
+    ) -> None:
         info = service.info
         self._service = service
         self._body = body
+        self._adapter = adapter
         self._default = default_max_tokens
         self._messages = [_message_dict(i, m) for i, m in enumerate(_listed(body.messages))]
         self._tools = _tools(body)
@@ -155,7 +158,8 @@ class _Plan:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
         context = self._service.info.max_model_len
         most = reply_length(len(prompt.tokens), wanted, self._default, context, param, "messages")
-        return Plan(prompt, most, self._sampling, self._stop_ids, partial(self._output, prompt))
+        output = partial(self._output, prompt)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._adapter)
 
     def _output(self, prompt: Prompt) -> Output:
         tokenizer = self._service.tokenizer

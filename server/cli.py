@@ -72,6 +72,26 @@ def serve(
             help="The id in requests; by default the path's last part.",
         ),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            envvar="COMMONS_ADAPTER",
+            help="A LoRA adapter, served as MODEL:NAME; may be repeated.",
+        ),
+    ] = None,
+    adapter_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="COMMONS_ADAPTER_DIR",
+            help="Folder that /admin/adapters may load from.",
+        ),
+    ] = None,
+    adapter_slots: Annotated[
+        int,
+        typer.Option(min=1, envvar="COMMONS_ADAPTER_SLOTS", help="Adapters in memory at once."),
+    ] = 64,
     host: Annotated[
         str, typer.Option(envvar="COMMONS_HOST", help="Address to listen on.")
     ] = "127.0.0.1",
@@ -162,19 +182,24 @@ def serve(
     """Serve a model on an OpenAI-compatible endpoint."""
     # Imported here: `commons bench` and `--help` need neither MLX nor a server.
     from engine import embedded
-    from scheduler.service import ServiceConfig
-    from server.config import ConfigError, ServerConfig, parse_size, served_name
+    from scheduler.info import ServiceConfig
+    from server.config import ConfigError, ServerConfig, parse_adapters, parse_size, served_name
     from server.process import run
 
     _log(log_level)
     path = model or str(embedded.path())
+    name = served_model_name or served_name(path)
     try:
         memory = None if kv_memory is None else parse_size(kv_memory)
     except ConfigError as error:
         raise typer.BadParameter(str(error), param_hint="--kv-memory") from error
+    try:
+        adapters = parse_adapters(adapter or (), name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--adapter") from error
     service = ServiceConfig(
         model=path,
-        served_model_name=served_model_name or served_name(path),
+        served_model_name=name,
         kv_memory=memory,
         prefix_cache=prefix_cache,
         max_rows=max_rows,
@@ -183,8 +208,10 @@ def serve(
         dtype=dtype.value if dtype else None,
         trust_remote_code=trust_remote_code,
         max_context=max_context,
+        adapters=adapters,
+        adapter_slots=adapter_slots,
     )
-    server = ServerConfig(service, host, port, default_max_tokens, drain_timeout)
+    server = ServerConfig(service, host, port, default_max_tokens, drain_timeout, adapter_dir)
     _leave(run(server))
 
 

@@ -47,11 +47,11 @@ class Completions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, CompletionRequest, REFUSED)
-        service = self.serves(body.model)
+        service, adapter = self.service, self.serves(body.model, body.adapter)
         texts = _prompts(body)
         if len(texts) * body.choices > MOST_CHOICES:
             raise bad_request(f"At most {MOST_CHOICES} replies are possible.", "n")
-        check = _Checked(service, body)
+        check = _Checked(service, body, adapter)
         with reserve(service, len(texts) * body.choices) as places:
             prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
             plans = [check.plan(prompt) for prompt in prompts]
@@ -69,8 +69,9 @@ class Completions(Dialect):
 class _Checked:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, service: Service, body: CompletionRequest) -> None:
+    def __init__(self, service: Service, body: CompletionRequest, adapter: str | None) -> None:
         info = service.info
+        self._adapter = adapter
         self._service = service
         self._body = body
         self._stops = body.stops()
@@ -94,10 +95,11 @@ class _Checked:
         most = reply_length(
             len(prompt.tokens), wanted, DEFAULT_MAX_TOKENS, context, "max_tokens", "prompt"
         )
-        return Plan(prompt, most, self._sampling, self._stop_ids, self._output)
+        output, adapter = partial(self._output, prompt), self._adapter
+        return Plan(prompt, most, self._sampling, self._stop_ids, output, adapter)
 
-    def _output(self) -> Output:
-        return Output(self._service.tokenizer.detokenizer(), self._stops)
+    def _output(self, prompt: Prompt) -> Output:
+        return Output(self._service.tokenizer.detokenizer(prompt.tokens), self._stops)
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine import embedded
-from scheduler.service import ServiceConfig
+from scheduler.info import ServiceConfig
+
+from .admin import check_name
 
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -29,6 +31,7 @@ class ServerConfig:
     port: int = 8000
     default_max_tokens: int = 4096
     drain_timeout: float = 30.0
+    adapter_dir: Path | None = None
 
 
 def served_name(model: str) -> str:
@@ -51,6 +54,23 @@ def parse_size(text: str) -> int:
     if not size:
         raise ConfigError(f"{text!r} is no memory at all")
     return size
+
+
+def parse_adapters(options: Iterable[str], base: str) -> tuple[tuple[str, str], ...]:
+    """Names and directories of ``NAME=PATH`` options. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, equals, path = option.partition("=")
+        if not (equals and path):
+            raise ConfigError(f"{option!r} is not NAME=PATH")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if name in found or name == base:
+            raise ConfigError(f"there are two models with the name {name!r}")
+        found[name] = str(Path(path).expanduser())
+    return tuple(found.items())
 
 
 def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.tokenizer import Prompt
 from scheduler.service import Service
+from scheduler.streams import UnknownAdapter
 
 from .clients import ClientGone, while_connected
 from .errors import ApiError, error_body, error_response
@@ -66,6 +67,17 @@ class Writer(Protocol):
     def usage(self, usage: Usage) -> bytes: ...
 
 
+def unknown_model(service: Service, model: str, adapter: str | None) -> ApiError:
+    """The error for a model, or an adapter, that is not served."""
+    base, names = service.config.served_model_name, sorted(service.adapters)
+    if adapter is not None and model == base:
+        has = f"it has {', '.join(names[:20])}" if names else "it has none"
+        message = f"The model {base!r} has no adapter {adapter[:200]!r}; {has}."
+        return ApiError(404, message, code="model_not_found", param="adapter")
+    message = f"The model {model[:200]!r} does not exist; /v1/models lists what does."
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
 class Dialect:
     """A route that answers with replies of the served model."""
 
@@ -74,23 +86,21 @@ class Dialect:
         self.threads = threads
         self.default_max_tokens = default_max_tokens
 
-    def serves(self, model: str) -> Service:
-        """The service of ``model``. Raises ApiError 404, or 503 while nothing is loaded."""
-        name = self.service.config.served_model_name
-        if model != name:
-            raise ApiError(
-                404,
-                f"The model {model[:200]!r} does not exist; this server has {name!r}.",
-                code="model_not_found",
-                param="model",
-            )
+    def serves(self, model: str, adapter: str | None) -> str | None:
+        """The adapter that is meant, None for the base.
+
+        Raises ApiError 404, or 503 while nothing is loaded.
+        """
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
-        if not health.loaded:
+        if not health.loaded and model == self.service.config.served_model_name:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
-        return self.service
+        try:
+            return self.service.resolve(model, adapter)
+        except UnknownAdapter as error:
+            raise unknown_model(self.service, model, adapter) from error
 
     async def whole(
         self,

@@ -30,7 +30,6 @@ REFUSED_ALIKE: Refused = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "adapter": (),
     "draft_model": (),
 }
 
@@ -52,6 +51,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     """The fields of every request for text; None is "not given"."""
 
     model: str
+    adapter: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None

@@ -18,7 +18,15 @@ from engine.params import SamplingParams
 from engine.tokenizer import Prompt
 from scheduler.events import Finished, Token
 from scheduler.request import Request
-from scheduler.service import EngineDead, QueueFull, RequestStream, Reservation, Service, Unfit
+from scheduler.service import Service
+from scheduler.streams import (
+    EngineDead,
+    QueueFull,
+    RequestStream,
+    Reservation,
+    Unfit,
+    UnknownAdapter,
+)
 
 from .errors import ApiError, bad_request
 from .output import NOTHING, Delta, Output
@@ -94,7 +102,7 @@ class Choice:
             taken.append(token)
             deltas.append(self.output.add(token.token))
             if self.output.over():
-                self.abort()
+                self._service.abort(self.id, "stop")
                 break
         self._seen += len(taken)
         return Piece(Delta.joined(deltas), taken)
@@ -153,6 +161,7 @@ class Plan(NamedTuple):
     sampling: SamplingParams
     stop_ids: frozenset[int]
     output: Callable[[], Output]
+    adapter: str | None
 
 
 def reserve(service: Service, places: int) -> Reservation:
@@ -193,6 +202,10 @@ def submit(
         Generation(choices).abort()
         service.metrics.rejection("prompt_too_large")
         raise bad_request(str(error), code="context_length_exceeded") from error
+    except UnknownAdapter as error:
+        Generation(choices).abort()
+        message = f"The adapter {str(error)!r} has just been unloaded."
+        raise ApiError(404, message, code="model_not_found", param="model") from error
     except EngineDead as error:
         Generation(choices).abort()
         raise _stopped(service) from error
@@ -210,6 +223,7 @@ def _request(plan: Plan, name: str, copy: int) -> Request:
         sampling=sampling,
         stop_token_ids=plan.stop_ids,
         boundaries=plan.prompt.boundaries,
+        adapter=plan.adapter,
     )
 
 

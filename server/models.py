@@ -7,14 +7,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from scheduler.service import ModelInfo, Service
+from scheduler.info import AdapterInfo, ModelInfo
+from scheduler.service import Service
+from scheduler.streams import UnknownAdapter
 
-from .dialect import encode
-from .errors import ApiError
+from .dialect import encode, unknown_model
 
 
 def model_dict(info: ModelInfo) -> dict[str, Any]:
-    """A model in the OpenAI shape, with what is worth knowing beside it."""
+    """A base model in the OpenAI shape, with what is worth knowing beside it."""
     return {
         "id": info.name,
         "object": "model",
@@ -27,6 +28,12 @@ def model_dict(info: ModelInfo) -> dict[str, Any]:
     }
 
 
+def adapter_dict(info: ModelInfo, adapter: AdapterInfo) -> dict[str, Any]:
+    """An adapter as the model that it makes of its base."""
+    own = {"id": f"{info.name}:{adapter.name}", "created": adapter.created, "root": adapter.path}
+    return model_dict(info) | own | {"parent": info.name}
+
+
 class Models:
     """The list and its entries."""
 
@@ -35,21 +42,27 @@ class Models:
 
     async def all(self, request: Request) -> Response:
         """``GET /v1/models``; empty while nothing is loaded."""
-        data = [model_dict(info) for info in self._infos()]
-        return _json({"object": "list", "data": data})
+        return _json({"object": "list", "data": self._entries()})
 
     async def one(self, request: Request) -> Response:
         """``GET /v1/models/ID``. Raises ApiError 404."""
         name = request.path_params["model"]
-        for info in self._infos():
-            if info.name == name:
-                return _json(model_dict(info))
-        raise ApiError(
-            404, f"The model {name[:200]!r} does not exist.", code="model_not_found", param="model"
-        )
+        try:
+            adapter = self._service.resolve(name)
+        except UnknownAdapter as error:
+            raise unknown_model(self._service, name, None) from error
+        if not self._service.health().loaded:
+            raise unknown_model(self._service, name, None)
+        info = self._service.info
+        if adapter is None:
+            return _json(model_dict(info))
+        return _json(adapter_dict(info, self._service.adapters[adapter]))
 
-    def _infos(self) -> list[ModelInfo]:
-        return [self._service.info] if self._service.health().loaded else []
+    def _entries(self) -> list[dict[str, Any]]:
+        if not self._service.health().loaded:
+            return []
+        info, adapters = self._service.info, self._service.adapters.values()
+        return [model_dict(info), *(adapter_dict(info, a) for a in adapters)]
 
 
 def _json(body: dict[str, Any]) -> Response:

@@ -9,7 +9,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
-from scheduler.service import Health, Service
+from scheduler.info import Health
+from scheduler.service import Service
 
 from .dialect import encode
 

@@ -56,7 +56,12 @@ class _Process:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         self._service = Service(config.service, Metrics(registry), startup.progress)
-        app = create_app(self._service, registry, default_max_tokens=config.default_max_tokens)
+        app = create_app(
+            self._service,
+            registry,
+            default_max_tokens=config.default_max_tokens,
+            adapter_dir=config.adapter_dir,
+        )
         self._server = _Server(
             uvicorn.Config(
                 app,

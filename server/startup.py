@@ -9,7 +9,7 @@ import time
 from rich.console import Console
 from rich.markup import escape
 
-from scheduler.service import ModelInfo
+from scheduler.info import ModelInfo
 
 logger = logging.getLogger("commons.server")
 

@@ -8,13 +8,15 @@ compared with ``mlx_lm`` generating the same prompt cold and alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import random
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cache.prefix_cache import Keeping
 from cache.tokens import common_length
@@ -26,14 +28,16 @@ from engine.sampling import RowSampling
 from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
-from scheduler.stats import SchedulerStats
+from scheduler.stats import RequestStats, SchedulerStats
 
-from .models import loaded, model_dir
+from .adapters import make_adapter
+from .models import load_model, loaded, model_dir
 from .oracle import Oracle, compare
 from .oracle import Reply as ColdReply
 
 BUDGETS = (1536, None, 1024, 4096, 2560, None)  # in tokens, by turns
 PATIENCE = 5000  # steps without an event or an input token, after which a run is stuck
+PROJECTIONS = {"deepseek_v3": ("self_attn.q_b_proj", "self_attn.o_proj")}
 FAMILIES = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next", "deepseek_v3")
 
 
@@ -80,8 +84,8 @@ class Recorder(Engine):
         self.requests: dict[str, Request] = {}
         self.prompt_inputs: Counter[str] = Counter()
         self.inputs = 0
-        self.known: set[bytes] = set()
-        self.ends: set[bytes] = set()
+        self.known: set[tuple[str | None, bytes]] = set()
+        self.ends: set[tuple[str | None, bytes]] = set()
         self.forgets = False  # whether a budget may have made the cache forget
         self.wrong_hits: list[str] = []
 
@@ -91,9 +95,10 @@ class Recorder(Engine):
         tokens: array[int],
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
+        adapter: str | None = None,
     ) -> Row | None:
-        least, most = self._expected(tokens[:-1])
-        row = super().admit(request_id, tokens, sampling, boundaries)
+        least, most = self._expected(tokens[:-1], adapter)
+        row = super().admit(request_id, tokens, sampling, boundaries, adapter)
         if row is not None and not self.forgets and not least <= row.length <= most:
             self.wrong_hits.append(f"{request_id}: {row.length} cached, not {least} to {most}")
         return row
@@ -102,7 +107,7 @@ class Recorder(Engine):
         context = row.length
         count = super().prefill(row, most)
         self._record(row, range(context, row.length))
-        state = row.tokens[: row.length].tobytes()
+        state = row.adapter, row.tokens[: row.length].tobytes()
         self.known.add(state)
         if row.length in self.requests[row.id].boundaries or not row.remaining:
             self.ends.add(state)
@@ -115,28 +120,33 @@ class Recorder(Engine):
 
     def release(self, row: Row) -> None:
         super().release(row)
-        self.known.add(row.tokens[: row.length].tobytes())
-        self.ends.add(row.tokens[: row.length].tobytes())
+        self.known.add((row.adapter, row.tokens[: row.length].tobytes()))
+        self.ends.add((row.adapter, row.tokens[: row.length].tobytes()))
 
     def _record(self, row: Row, positions: range) -> None:
         prompt = len(self.requests[row.id].prompt)
         self.inputs += len(positions)
         self.prompt_inputs[row.id] += sum(p < prompt for p in positions)
 
-    def _expected(self, wanted: array[int]) -> tuple[int, int]:
+    def _expected(self, wanted: array[int], adapter: str | None) -> tuple[int, int]:
         """The fewest and the most tokens that the cache must give."""
-        most = max((common_length(array("i", k), wanted, 0) for k in self.known), default=0)
+        own = (known for owner, known in self.known if owner == adapter)
+        most = max((common_length(array("i", k), wanted, 0) for k in own), default=0)
         if not self.stateful:
             return most, most
         text = wanted.tobytes()
-        return max((len(e) // 4 for e in self.ends if text.startswith(e)), default=0), most
+        ends = (end for owner, end in self.ends if owner == adapter)
+        return max((len(e) // 4 for e in ends if text.startswith(e)), default=0), most
 
 
-class Tally(SchedulerStats):
+class Tally(SchedulerStats, RequestStats):
     """Sums up the prompt tokens that the scheduler says were computed."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
+
+    def of(self, adapter: str | None) -> RequestStats:
+        return self
 
     def computed(self, tokens: int) -> None:
         self.prompt_tokens += tokens
@@ -152,8 +162,10 @@ class Agent:
         systems: list[list[int]],
         questions: list[list[int]],
         vocab: int,
+        adapter: str | None,
     ) -> None:
         self.name = name
+        self.adapter = adapter
         self.questions = questions
         self.rng = rng
         self.vocab = vocab
@@ -180,6 +192,7 @@ class Agent:
             sampling=SamplingParams(temperature=0.0),
             stop_token_ids=frozenset({self.rng.randrange(3, self.vocab)}),
             boundaries=tuple(b for b in self.boundaries if b < len(self.history)),
+            adapter=self.adapter,
         )
 
 
@@ -189,13 +202,16 @@ def converse(
     conversations: int,
     attention: Attention,
     budget_tokens: int | None = None,
+    adapters: Mapping[str, Path] | None = None,
 ) -> tuple[list[tuple[Request, Reply]], Report]:
     """Runs ``conversations`` of them, 1 to 12 at a time; replies in order of completion."""
     rng = random.Random(seed)
     keeping = Keeping(most=rng.choice([0, 48, 1024]))
     engine = Recorder(model, attention, keeping)
+    for name, path in (adapters or {}).items():
+        engine.adapters.register(name, path)
     if budget_tokens is not None:
-        engine.kv_memory = budget_tokens * engine.token_bytes
+        engine.budget.limit = budget_tokens * engine.token_bytes
         engine.forgets = True
     tally = Tally()
     # A clock that moves by steps: how prompts are cut into chunks must not depend on the machine.
@@ -211,7 +227,11 @@ def converse(
     systems = [[rng.randrange(3, vocab) for _ in range(rng.randint(20, 250))] for _ in range(3)]
     questions = [[rng.randrange(3, vocab) for _ in range(rng.choice([1, 20, 70]))] for _ in "ab"]
     report = Report(conversations=conversations)
-    agents = [Agent(f"a{i}", rng, systems, questions, vocab) for i in range(conversations)]
+    mix = [None, *(adapters or {})]
+    agents = [
+        Agent(f"a{i}", rng, systems, questions, vocab, rng.choice(mix))
+        for i in range(conversations)
+    ]
     waiting, running = agents[::-1], {}
     turn: Counter[str] = Counter()
     requests: dict[str, Request] = {}
@@ -254,11 +274,15 @@ def converse(
             turn[agent.name] += 1
             if turn[agent.name] < agent.turns:
                 start(agent)
-        engine.cache.tree.check()
-        assert engine.used <= engine.kv_memory, (engine.used, engine.kv_memory)
+        for cache in engine.forest:
+            cache.tree.check()
+        assert engine.used <= engine.budget.limit, (engine.used, engine.budget.limit)
     _count(scheduler, engine, tally, done, report)
     assert not engine.pool.slabs, "a row was not released"
-    assert not any(n.loans for n in engine.cache.tree.walk()), "a lease was not released"
+    nodes = (node for cache in engine.forest for node in cache.tree.walk())
+    assert not any(node.loans for node in nodes), "a lease was not released"
+    for name in adapters or {}:
+        engine.adapters.unregister(name)
     return done, report
 
 
@@ -271,7 +295,7 @@ def _count(
 ) -> None:
     """Prompt minus cached is what the model's input has seen of each prompt."""
     report.preemptions = scheduler.preemptions
-    report.evicted = engine.cache.evicted_tokens
+    report.evicted = engine.forest.evicted_tokens
     report.miscounted += engine.wrong_hits
     for request, reply in done:
         end = reply.finished
@@ -292,9 +316,13 @@ def _count(
         )
 
 
-def check(oracle: Oracle, done: list[tuple[Request, Reply]], report: Report) -> None:
+Oracles = Mapping[str | None, Oracle]
+
+
+def check(oracles: Oracles, done: list[tuple[Request, Reply]], report: Report) -> None:
     """Compares every reply with a cold run."""
     for request, reply in done:
+        oracle = oracles[request.adapter]
         ours = list(reply.tokens)
         if reply.finished.reason == "stop":
             ours.append(next(iter(request.stop_token_ids)))
@@ -338,9 +366,15 @@ def run(
     seed: int,
     attention: Attention | None = None,
     at_once: int = 12,
+    adapters: Mapping[str, Path] | None = None,
 ) -> Report:
-    """Runs a family's share of conversations, most of them under a budget, some a tiny one."""
-    model, oracle = loaded(family), Oracle(model_dir(family))
+    """Runs a family's share of conversations, most of them under a budget, some a tiny one.
+
+    With ``adapters`` each conversation has one of them or none.
+    """
+    path = model_dir(family)
+    mix = {None: None, **(adapters or {})}
+    oracles = {name: Oracle(path, adapter) for name, adapter in mix.items()}
     mode: Attention = attention or ("copied" if family == "deepseek_v3" else "lent")
     report = Report()
     for group in itertools.count():
@@ -348,10 +382,25 @@ def run(
         if not count:
             return report
         budget = BUDGETS[group % len(BUDGETS)]
-        done, part = converse(model, seed * 1000 + group, count, mode, budget)
-        check(oracle, done, part)
+        # An engine puts adapters into the model itself, so that it needs one of its own.
+        model = load_model(path) if adapters else loaded(family)
+        done, part = converse(model, seed * 1000 + group, count, mode, budget, adapters)
+        check(oracles, done, part)
         report.add(part)
     raise AssertionError
+
+
+@functools.cache
+def some_adapters(family: str) -> Mapping[str, Path]:
+    """Three adapters of the family's model, of two ranks and on other modules."""
+    path = model_dir(family)
+    folder = path.parent / "adapters"
+    projections = PROJECTIONS.get(family, ("self_attn.q_proj", "self_attn.v_proj"))
+    return {
+        "a": make_adapter(path, folder / "a", seed=1, rank=8, keys=projections),
+        "b": make_adapter(path, folder / "b", seed=2, rank=8, keys=projections[-1:]),
+        "c": make_adapter(path, folder / "c", seed=3, rank=4, keys=None),
+    }
 
 
 def main() -> None:
@@ -360,10 +409,12 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=300, help="per family")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--family", choices=FAMILIES, action="append")
+    parser.add_argument("--adapters", action="store_true", help="mix adapters into the batches")
     arguments = parser.parse_args()
     failed = False
     for family in arguments.family or FAMILIES:
-        r = run(family, arguments.conversations, arguments.seed)
+        adapters = some_adapters(family) if arguments.adapters else None
+        r = run(family, arguments.conversations, arguments.seed, adapters=adapters)
         print(
             f"{family}: {r.conversations} conversations, {r.replies} replies, {r.aborted} aborted, "
             f"{r.preemptions} preemptions, {r.evicted} tokens evicted, "

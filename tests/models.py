@@ -150,12 +150,13 @@ def model_dir(family: str) -> Path:
 @functools.cache
 def loaded(family: str) -> Loaded:
     """The family's model as the engine loads it; every engine of a test process may share it."""
+    return load_model(model_dir(family))
+
+
+def load_model(path: Path) -> Loaded:
+    """A model directory as the engine loads it."""
     return load(
-        str(model_dir(family)),
-        dtype=None,
-        trust_remote_code=False,
-        max_context=None,
-        progress=lambda _: None,
+        str(path), dtype=None, trust_remote_code=False, max_context=None, progress=lambda _: None
     )
 
 

@@ -30,10 +30,12 @@ class Verdict(NamedTuple):
 
 
 class Oracle:
-    """A model directory's model, run by ``mlx_lm`` alone."""
+    """A model directory's model, with an adapter or without, run by ``mlx_lm`` alone."""
 
-    def __init__(self, path: Path):
-        self.model, self.tokenizer = mlx_lm.load(str(path))
+    def __init__(self, path: Path, adapter: Path | None = None):
+        self.model, self.tokenizer = mlx_lm.load(
+            str(path), adapter_path=None if adapter is None else str(adapter)
+        )
 
     def cold(
         self,

@@ -12,7 +12,7 @@ from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 
-from .conversations import FAMILIES, Recorder, run
+from .conversations import FAMILIES, Recorder, run, some_adapters
 from .models import loaded, model_dir
 from .oracle import Oracle, compare
 
@@ -29,11 +29,22 @@ def test_replies_are_those_of_a_cold_run(family):
     assert report.ties <= 1
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_next", "deepseek_v3"])
+def test_replies_under_mixed_adapters_are_those_of_mlx_lm_with_each_loaded(family):
+    report = run(family, 10, seed=5, at_once=10, adapters=some_adapters(family))
+    assert not report.different
+    assert not report.miscounted
+    assert report.cached > 0
+    assert report.ties <= 1
+
+
 @families
 def test_preempted_replies_are_those_of_a_cold_run(family):
     engine = Recorder(loaded(family), "copied" if family == "deepseek_v3" else "lent")
     # Three rows have a place each; all of them grow out of it, and two cannot.
-    engine.kv_memory = engine._promised([200] * 3) + 5 * GRANULE * engine.pool.token_bytes + 4096
+    engine.budget.limit = (
+        engine.budget.row_bytes.promised([200] * 3) + 5 * GRANULE * engine.pool.token_bytes + 4096
+    )
     scheduler = Scheduler(engine, max_rows=3)
     rng = random.Random(7)
     prompts = [tuple(rng.randrange(3, 500) for _ in range(230)) for _ in range(3)]
@@ -49,7 +60,7 @@ def test_preempted_replies_are_those_of_a_cold_run(family):
                 tokens[event.request_id].append(event.token)
             elif isinstance(event, Finished):
                 ends[event.request_id] = event.reason
-        assert engine.used <= engine.kv_memory
+        assert engine.used <= engine.budget.limit
     assert scheduler.preemptions > 0
     assert ends == dict.fromkeys(tokens, "length")
     oracle = Oracle(model_dir(family))

@@ -244,7 +244,7 @@ def test_a_tail_grows_by_one_granule_when_it_is_full():
 
 def test_a_row_waits_where_others_leave_no_room():
     engine = engine_of("qwen3")
-    engine.kv_memory = 4 * GRANULE * engine.token_bytes
+    engine.budget.limit = 4 * GRANULE * engine.token_bytes
     first = start(engine, words(1, 2 * GRANULE))
     prompt = array("i", words(2, 2 * GRANULE))
     sampling = RowSampling(GREEDY, prompt, engine.vocab_size)
@@ -257,10 +257,10 @@ def test_what_is_cached_does_not_keep_a_lone_row_out():
     engine = engine_of("qwen3", most=4096)
     prompt = words(1, 5 * GRANULE - 10)
     engine.release(start(engine, prompt[: 4 * GRANULE]))
-    engine.kv_memory = 6 * GRANULE * engine.token_bytes
+    engine.budget.limit = 6 * GRANULE * engine.token_bytes
     assert engine.fits(len(prompt))
     row = start(engine, prompt)
-    assert engine.used <= engine.kv_memory
+    assert engine.used <= engine.budget.limit
     assert_cold("qwen3", prompt, decode(engine, row, 4))
 
 
@@ -268,8 +268,8 @@ def test_what_is_cached_does_not_keep_a_lone_row_out():
 def test_what_fits_is_admitted_by_an_empty_engine(family):
     engine = engine_of(family)
     for granules in (4, 5, 9, 16):
-        engine.kv_memory = engine.least_bytes(granules * GRANULE) + 5
-        longest = engine.most_tokens
+        engine.budget.limit = engine.budget.least_bytes(granules * GRANULE) + 5
+        longest = engine.budget.most_tokens
         assert longest == granules * GRANULE
         assert engine.fits(longest)
         assert not engine.fits(longest + 1)

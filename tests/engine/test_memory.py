@@ -103,12 +103,12 @@ def test_accounted_bytes_are_measured_bytes(family, seed):
         elif action < 0.5 and rows:
             engine.release(rows.pop(rng.randrange(len(rows))))
         elif action < 0.55:
-            engine.cache.evict()
+            engine.cache().evict()
         elif rows and all(engine.make_room(r) for r in rows):
             engine.submit(rows)
             engine.collect()
-        engine.cache.tree.check()
-        snapshots = max(snapshots, engine.cache.tree.snapshot_nbytes)
+        engine.cache().tree.check()
+        snapshots = max(snapshots, engine.cache().tree.snapshot_nbytes)
         measured = active_bytes() - base
         if engine.used > 1 << 20:
             assert abs(engine.used - measured) <= 0.02 * measured
@@ -116,7 +116,7 @@ def test_accounted_bytes_are_measured_bytes(family, seed):
         engine.release(row)
     rows.clear()
     del row
-    engine.cache.clear()
+    engine.cache().clear()
     assert engine.used == 0
     assert active_bytes() - base < 1 << 14
     assert not engine.stateful or snapshots
@@ -125,14 +125,14 @@ def test_accounted_bytes_are_measured_bytes(family, seed):
 def test_the_budget_covers_rows_and_tree():
     model = loaded("qwen3")
     engine = Engine(model, kv_memory=0)
-    engine.kv_memory = 4000 * engine.token_bytes
+    engine.budget.limit = 4000 * engine.token_bytes
     rng = random.Random(5)
     started = 0
     rows: list[Row] = []
     for i in range(40):
         prompt = array("i", words(rng, rng.randint(50, 1500)))
         row = engine.admit(str(i), prompt, RowSampling(GREEDY, prompt, engine.vocab_size))
-        assert engine.used <= engine.kv_memory
+        assert engine.used <= engine.budget.limit
         if row is None:
             assert rows, "an empty engine has room for what fits"
             engine.release(rows.pop(0))
@@ -141,12 +141,12 @@ def test_the_budget_covers_rows_and_tree():
         rows.append(row)
         while row.remaining:
             engine.prefill(row, 512)
-            assert engine.used <= engine.kv_memory
+            assert engine.used <= engine.budget.limit
     assert started > 20
-    assert engine.cache.evicted_tokens > 0
+    assert engine.cache().evicted_tokens > 0
     for row in rows:
         engine.release(row)
-        assert engine.used <= engine.kv_memory
+        assert engine.used <= engine.budget.limit
 
 
 def test_without_a_prefix_cache_nothing_is_kept():

@@ -21,6 +21,7 @@ class FakeRow:
     id: str
     tokens: array
     length: int
+    adapter: str | None = None
 
     @property
     def remaining(self) -> int:
@@ -39,7 +40,7 @@ class FakeEngine:
     now: float = 0.0
     rows: list[FakeRow] = field(default_factory=list)
     prefilled: list[tuple[str, int]] = field(default_factory=list)
-    cached: set[tuple[int, ...]] = field(default_factory=set)
+    cached: set[tuple[str | None, tuple[int, ...]]] = field(default_factory=set)
     inflight: list[FakeRow] = field(default_factory=list)
     most_rows: int = 0
 
@@ -57,10 +58,12 @@ class FakeEngine:
     def fits(self, tokens: int) -> bool:
         return tokens <= self.budget
 
-    def lookup(self, tokens: Sequence[int]) -> Hit:
+    def lookup(self, tokens: Sequence[int], adapter: str | None = None) -> Hit:
         whole = tuple(tokens[:-1])
         best = 0
-        for prefix in self.cached:
+        for owner, prefix in self.cached:
+            if owner != adapter:
+                continue
             common = 0
             for a, b in zip(prefix, whole, strict=False):
                 if a != b:
@@ -69,10 +72,10 @@ class FakeEngine:
             best = max(best, common)
         return NO_HIT._replace(length=best, whole=best, kv_length=best)
 
-    def admit(self, request_id, tokens, sampling, boundaries=()):
+    def admit(self, request_id, tokens, sampling, boundaries=(), adapter=None):
         if self.used + len(tokens) > self.budget:
             return None
-        row = FakeRow(request_id, tokens, self.lookup(tokens).length)
+        row = FakeRow(request_id, tokens, self.lookup(tokens, adapter).length, adapter)
         self.rows.append(row)
         self.most_rows = max(self.most_rows, len(self.rows))
         return row
@@ -86,7 +89,7 @@ class FakeEngine:
         row.length += count
         self.now += count * self.prefill_cost
         self.prefilled.append((row.id, count))
-        self.cached.add(tuple(row.tokens[: row.length]))
+        self.cached.add((row.adapter, tuple(row.tokens[: row.length])))
         return count
 
     def make_room(self, row: FakeRow) -> bool:
@@ -113,7 +116,7 @@ class FakeEngine:
         assert row not in self.inflight
         self.rows.remove(row)
         if row.length:
-            self.cached.add(tuple(row.tokens[: row.length]))
+            self.cached.add((row.adapter, tuple(row.tokens[: row.length])))
 
 
 @dataclass
@@ -140,7 +143,7 @@ class StepByStep:
         self.open += 1
         self.taken_in.release()
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, reason: str = "abort") -> None:
         self.aborted.append(request_id)
         self.taken_in.release()
 

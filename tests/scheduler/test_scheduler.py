@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,17 @@ def test_requests_with_a_common_prefix_prefill_it_once():
     ends = [e for e in drain(core) if isinstance(e, Finished)]
     assert sum(count for _, count in engine.prefilled) == len(shared) + 10 * 2
     assert sorted(e.cached_tokens for e in ends) == [0] + [len(shared)] * 9
+
+
+def test_the_same_words_under_another_adapter_are_neither_reused_nor_waited_for():
+    engine = FakeEngine()
+    core = scheduler(engine)
+    for name, adapter in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):
+        core.add(replace(request(name, range(1000, 3000)), adapter=adapter))
+    core.step()
+    assert core.running == 3, "only the second one under x has somebody to wait for"
+    ends = {e.request_id: e.cached_tokens for e in drain(core) if isinstance(e, Finished)}
+    assert ends == {"a": 0, "b": 0, "c": 0, "d": 1999}
 
 
 def test_a_prompt_with_nothing_in_common_does_not_wait_for_a_leader():

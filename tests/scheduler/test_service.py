@@ -13,16 +13,11 @@ from prometheus_client import CollectorRegistry
 
 from engine.loader import LoadError
 from scheduler.events import Finished, Token
+from scheduler.info import ServiceConfig
 from scheduler.metrics import Gauges, Metrics
 from scheduler.request import Request
-from scheduler.service import (
-    EngineDead,
-    LoadFailed,
-    QueueFull,
-    Service,
-    ServiceConfig,
-    Unfit,
-)
+from scheduler.service import LoadFailed, Service
+from scheduler.streams import EngineDead, QueueFull, Unfit
 
 from .fakes import PATIENCE, StepByStep
 

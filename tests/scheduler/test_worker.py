@@ -10,7 +10,7 @@ import pytest
 from scheduler.events import Finished, Token
 from scheduler.metrics import Gauges
 from scheduler.request import Request
-from scheduler.worker import Worker
+from scheduler.worker import Abort, Worker
 
 from .fakes import PATIENCE, StepByStep
 
@@ -90,7 +90,7 @@ def test_messages_are_taken_in_between_two_steps_in_their_order():
         desk.worker.send(request("a"))
         desk.scheduler.wait_for(1)
         desk.worker.send(request("b"))
-        desk.worker.send("a")
+        desk.worker.send(Abort("a"))
         assert [r.id for r in desk.scheduler.added] == ["a"], "the step is not over"
         desk.scheduler.steps.put([])
         desk.scheduler.wait_for(2)
@@ -103,7 +103,7 @@ def test_messages_are_taken_in_between_two_steps_in_their_order():
 def test_without_work_there_is_no_step():
     with Desk() as desk:
         desk.next()
-        desk.worker.send("unknown")
+        desk.worker.send(Abort("unknown"))
         desk.scheduler.wait_for(1)
         desk.worker.send(request("a"))
         desk.scheduler.wait_for(1)

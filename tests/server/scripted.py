@@ -11,17 +11,11 @@ from engine import embedded
 from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
 from scheduler.events import Finished, Token
+from scheduler.info import Health, ModelInfo, ServiceConfig
 from scheduler.metrics import Metrics
 from scheduler.request import Request
-from scheduler.service import (
-    EngineDead,
-    Health,
-    ModelInfo,
-    RequestStream,
-    Service,
-    ServiceConfig,
-    Unfit,
-)
+from scheduler.service import Service
+from scheduler.streams import EngineDead, RequestStream, Unfit
 from server.app import create_app
 
 EOS = 2
@@ -57,7 +51,7 @@ class Scripted(Service):
         if not self.state.ready:
             raise EngineDead
 
-    def _submit(self, request: Request) -> RequestStream:
+    def enqueue(self, request: Request) -> RequestStream:
         self._check_alive()
         if len(self.requests) >= self.fits:
             raise Unfit("The prompt has too many tokens.")

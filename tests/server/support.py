@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.tokenizer import Detokenizer
 from tests.models import SPECIAL, VOCABULARY
 from tests.oracle import Oracle, Reply
 
@@ -104,16 +103,14 @@ def decisive(oracle: Oracle, length: int, max_tokens: int, seed: int) -> tuple[l
 
 def text_of(oracle: Oracle, tokens: Iterable[int]) -> str:
     """The text of a reply."""
-    detokenizer = Detokenizer(oracle.tokenizer)
-    return "".join([*(detokenizer.add(t) for t in tokens), detokenizer.finish()])
+    return str(oracle.tokenizer.decode(list(tokens)))
 
 
-def tokens_until(oracle: Oracle, tokens: Iterable[int], stops: Iterable[str]) -> int:
+def tokens_until(oracle: Oracle, tokens: Sequence[int], stops: Iterable[str]) -> int:
     """How many of ``tokens`` it takes for one of ``stops`` to be there."""
-    detokenizer = Detokenizer(oracle.tokenizer)
-    text, stops = "", list(stops)
-    for count, token in enumerate(tokens, 1):
-        text += detokenizer.add(token)
+    stops = list(stops)
+    for count in range(1, len(tokens) + 1):
+        text = text_of(oracle, tokens[:count])
         if any(stop in text for stop in stops):
             return count
     raise AssertionError("none of the stop strings is there")

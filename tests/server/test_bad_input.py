@@ -129,7 +129,6 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("modalities", chat(modalities=["text", "audio"]), "modalities", UNSUPPORTED),
     ("prediction", chat(prediction={"type": "content"}), "prediction", UNSUPPORTED),
     ("functions", chat(functions=[{"name": "f"}]), "functions", UNSUPPORTED),
-    ("adapter", chat(adapter="a"), "adapter", UNSUPPORTED),
     ("draft model", chat(draft_model="a"), "draft_model", UNSUPPORTED),
     ("tool_choice", chat(tool_choice="required"), "tool_choice", UNSUPPORTED),
     ("tool type", chat(tools=[{"type": "web", "function": {"name": "f"}}]), "tools[0]", None),

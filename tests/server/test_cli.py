@@ -41,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("serve", "--adapter", "a=b"), "--adapter"),
+        (("serve", "--adapter", "a"), "--adapter"),
         (("serve", "--port", "70000"), "--port"),
         (("serve", "--max-rows", "0"), "--max-rows"),
         (("serve", "--kv-memory", "much"), "'much' is not a size"),

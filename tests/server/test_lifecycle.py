@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scheduler.service import ServiceConfig
+from scheduler.info import ServiceConfig
 from server.config import ServerConfig
 from server.process import run
 

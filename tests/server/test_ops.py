@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from scheduler.events import FinishReason
-from scheduler.service import Health
+from scheduler.info import Health
 from server.ops import STALE, Ops
 
 from .support import CONTEXT, MODEL, Metrics, decisive, idle, poll, scrape

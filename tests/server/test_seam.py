@@ -47,7 +47,7 @@ def error(response: httpx.Response, status: int) -> dict[str, Any]:
 def rejections(service: Scripted, reason: str) -> float:
     labels = {"model": "m", "adapter": "", "draft": "", "reason": reason}
     name = "commons_admission_rejections_total"
-    return service.metrics._registry.get_sample_value(name, labels) or 0.0
+    return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 async def test_what_is_not_given_is_as_the_model_wants_it(

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from engine.params import SamplingParams
-from scheduler.service import ModelInfo
+from scheduler.info import ModelInfo
 from server.startup import Startup
 
 INFO = ModelInfo(

@@ -1,0 +1,106 @@
+"""One number of bytes for the KV of running rows and trees together. Owned by the engine thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cache.forest import Forest
+
+from .slabs import GRANULE, SlabPool, round_capacity
+
+
+class Memory(NamedTuple):
+    """Bytes of KV by state: lent to rows, owned by rows, cached and unused, free."""
+
+    lent: int
+    owned: int
+    cached: int
+    free: int
+
+
+class RowBytes(NamedTuple):
+    """What a row needs beside its tail, in mlx-lm's own caches.
+
+    ``state`` bytes are for layers that are not kept by token, ``token`` bytes for each token of
+    those that are, where attention is copied.
+    """
+
+    state: int
+    token: int
+
+    def promised(self, lengths: Sequence[int]) -> int:
+        """The most bytes that the caches of rows of such lengths may take.
+
+        mlx-lm pads a batch to its longest row, and copies it when rows join.
+        """
+        if not lengths or not any(self):
+            return 0
+        longest = round_capacity(max(lengths)) + GRANULE
+        return 2 * len(lengths) * (self.state + longest * self.token)
+
+
+class Budget:
+    """Grants bytes up to ``limit``, and evicts for them what is cached and not on loan.
+
+    ``lengths`` tells how many tokens each running row has.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        pool: SlabPool,
+        forest: Forest,
+        row_bytes: RowBytes,
+        lengths: Callable[[], list[int]],
+    ) -> None:
+        self.limit = limit
+        self._pool = pool
+        self._forest = forest
+        self.row_bytes = row_bytes
+        self._lengths = lengths
+
+    def reserve(self, size: int) -> bool:
+        """Whether ``size`` more bytes fit, after evicting as much as that takes."""
+        promised = self.row_bytes.promised(self._lengths())
+        missing = self._pool.nbytes + self._forest.nbytes + promised + size - self.limit
+        while missing > 0:
+            freed = self._forest.evict()
+            if freed < 0:
+                return False
+            missing -= freed
+        return True
+
+    def spare(self, tokens: int) -> int:
+        """Bytes that one more row of so many tokens takes beside its tail.
+
+        Every running row should still be able to grow a little.
+        """
+        lengths = self._lengths()
+        more = self.row_bytes.promised([*lengths, tokens]) - self.row_bytes.promised(lengths)
+        return more + self._pool.taken * GRANULE * self._pool.token_bytes // 4
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a prompt of so many tokens could ever be served within the limit."""
+        return self.least_bytes(tokens) <= self.limit
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest prompt that ``fits``."""
+        # What a row needs is linear in whole granules.
+        granule = self.least_bytes(2 * GRANULE) - self.least_bytes(GRANULE)
+        if not granule:
+            return (1 << 30) if self.fits(1) else 0
+        spare = self.limit - self.least_bytes(GRANULE)
+        return max(0, spare // granule + 1) * GRANULE
+
+    def least_bytes(self, tokens: int) -> int:
+        """Bytes that a lone, cold row with so many prompt tokens needs, and to grow a little."""
+        own = (round_capacity(tokens) + GRANULE) * self._pool.token_bytes
+        return own + self.row_bytes.promised([tokens])
+
+    def memory(self, used: int) -> Memory:
+        """Where the bytes are, of which ``used`` are in use."""
+        stats = self._forest.stats()
+        owned = used - stats.nbytes
+        return Memory(stats.lent, owned, stats.nbytes - stats.lent, max(0, self.limit - used))

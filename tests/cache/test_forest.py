@@ -1,0 +1,75 @@
+"""Prefix caches of several namespaces that share memory."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from cache.forest import Forest
+from cache.namespace import Namespace
+from cache.prefix_cache import PrefixCache, Stats
+from cache.radix import RadixTree
+
+ONE, TWO, THREE = (Namespace("m", adapter) for adapter in ("", "x", "y"))
+
+
+@dataclass
+class Bytes:
+    nbytes: int
+
+
+def forest() -> Forest:
+    return Forest(lambda clock: PrefixCache(reserve=lambda _: True, tree=RadixTree(clock)))
+
+
+def put(cache: PrefixCache, first: int, nbytes: int = 10):
+    return cache.tree.insert(cache.tree.root, [first, first + 1], Bytes(nbytes))
+
+
+def test_namespaces_do_not_see_each_other():
+    made = forest()
+    put(made.of(ONE), 5)
+    assert made.of(ONE).lookup(array("i", [5, 6, 7])).length == 2
+    assert made.of(TWO).lookup(array("i", [5, 6, 7])).length == 0
+    assert made.of(ONE) is made.of(ONE)
+
+
+def test_the_least_recently_used_of_all_is_given_up_first():
+    made = forest()
+    first = put(made.of(ONE), 1, 1)
+    put(made.of(TWO), 1, 2)
+    put(made.of(THREE), 1, 4)
+    put(made.of(TWO), 5, 8)
+    made.of(ONE).tree.touch(first)
+    assert [made.evict() for _ in range(5)] == [2, 4, 8, 1, -1]
+    assert made.evicted_tokens == 8
+
+
+def test_what_is_on_loan_stays():
+    made = forest()
+    held = put(made.of(ONE), 1)
+    made.of(ONE).tree.lock(held)
+    put(made.of(TWO), 1)
+    assert made.evict() == 10
+    assert made.evict() == -1
+    assert made.of(ONE).tree.nodes == 1
+
+
+def test_a_dropped_namespace_starts_empty_again():
+    made = forest()
+    put(made.of(ONE), 1, 3)
+    put(made.of(TWO), 1, 4)
+    made.drop(ONE)
+    made.drop(THREE)
+    assert made.nbytes == 4
+    assert made.evicted_tokens == 2
+    assert made.of(ONE).lookup(array("i", [1, 2, 3])).length == 0
+
+
+def test_sizes_are_added_up():
+    made = forest()
+    assert made.stats() == Stats(0, 0, 0, 0, 0)
+    put(made.of(ONE), 1, 3)
+    put(made.of(TWO), 1, 4)
+    assert made.stats() == Stats(4, 2, 7, 0, 0)
+    assert made.nbytes == 7
