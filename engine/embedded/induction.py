@@ -1,8 +1,7 @@
 """First weights of the embedded model: it starts out able to continue what it has seen before.
 
 Head 0 of layer 0 looks at the previous token; head 0 of layer 1 looks for places where the
-previous token was the current one, and says what stood there. Head 1 of every layer sees what
-was said last. Training takes it from there."""
+previous token was the current one, and says what stood there. Training takes it from there."""
 
 from __future__ import annotations
 
@@ -11,14 +10,12 @@ import numpy as np
 from mlx_lm.models import qwen3
 from numpy.typing import NDArray
 
-_NEAR = 6  # fast rotary pairs that tell neighbours apart
-_FAR = 15  # slow rotary pairs, nearly still over thousands of tokens: these compare content
+_NEAR = 14  # fast rotary pairs that tell neighbours apart
+_FAR = 26  # slow rotary pairs, nearly still over thousands of tokens: these compare content
 _LOOK_BACK = 10.0
 _MATCH = 3.0
 _SAY = 2.0
 _PASS_ON = 0.2
-_RECENT = 0.25
-_AROUND = 0.5
 
 Matrix = NDArray[np.float32]
 
@@ -55,7 +52,7 @@ def prepare(model: qwen3.Model, seed: int) -> None:
     width, dims = args.hidden_size, args.head_dim
     head, everything = slice(0, dims), slice(None)
     model.model.embed_tokens.weight[:, 0] = 1.0
-    first, second = (layer.self_attn for layer in model.layers[:2])
+    first, second = (layer.self_attn for layer in model.layers)
 
     query, key = _previous(width, dims, args.rope_theta)
     read, write = _halves(rng, dims, width)
@@ -77,23 +74,9 @@ def prepare(model: qwen3.Model, seed: int) -> None:
     second.q_norm.weight = second.q_norm.weight * _MATCH
     for layer in model.layers:
         layer.mlp.down_proj.weight = layer.mlp.down_proj.weight * 0.1
-        _look_around(layer.self_attn, dims, np.concatenate([read, write]))
-
-
-def _look_around(attention: qwen3.Attention, dims: int, taken: Matrix) -> None:
-    """Head 1 prefers the last fifty tokens or so, where the question stands.
-
-    What it writes stays off the directions `taken` by the heads that copy."""
-    medium = np.r_[_NEAR - 2 : _NEAR + 3]
-    for projection in (attention.q_proj, attention.k_proj):
-        weight = np.array(projection.weight)
-        weight[dims + medium, 0] = _RECENT
-        weight[dims + dims // 2 + medium, 0] = 0
-        projection.weight = mx.array(weight)
-    value = np.array(attention.v_proj.weight)
-    value[dims:, 0] = 0  # the same in every token, so it says nothing
-    attention.v_proj.weight = mx.array(value)
-    out = np.array(attention.o_proj.weight)
-    out[:, dims:] = _AROUND * (out[:, dims:] - taken.T @ (taken @ out[:, dims:]))
-    out[0, dims:] = 0
-    attention.o_proj.weight = mx.array(out)
+        layer.self_attn.o_proj.weight = _put(
+            layer.self_attn.o_proj.weight,
+            everything,
+            slice(dims, None),
+            0.1 * np.array(layer.self_attn.o_proj.weight, dtype=np.float32)[:, dims:],
+        )

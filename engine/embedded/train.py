@@ -1,6 +1,6 @@
-"""Makes the embedded model: `python -m engine.embedded.train --out DIR`.
+"""Makes the embedded model: `python -m engine.embedded.train --out DIR [--minutes 20]`.
 
-Trains a tokenizer and a three-layer Qwen3 on generated conversations, in float32; saves float16."""
+Trains a tokenizer and a two-layer Qwen3 on generated conversations, in float32; saves float16."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 
 from engine import embedded
-from engine.embedded import batches, cheap, induction
+from engine.embedded import batches, induction
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "hidden_size": 256,
-    "num_hidden_layers": 3,
-    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "intermediate_size": 640,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
-    "head_dim": 64,
+    "head_dim": 128,
     "rms_norm_eps": 1e-6,
-    "vocab_size": 4096,
+    "vocab_size": 3072,
     "max_position_embeddings": 65536,
-    "rope_theta": 10000000000.0,
+    "rope_theta": 1000000.0,
     "tie_word_embeddings": True,
     "hidden_act": "silu",
     "torch_dtype": "float16",
@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Stage(NamedTuple):
-    """One kind of batch: how likely it is from `begin` to `end` (fractions of the run)."""
+    """One kind of batch: how likely it is from `begin` to `end` (fractions of the time)."""
 
     begin: float
     end: float
@@ -53,15 +53,12 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.00, 0.60, 0.15, 4, 256, 0),
-    Stage(0.00, 1.00, 0.60, 4, 256, 150),
-    Stage(0.00, 1.00, 0.40, 2, 512, 150),
-    Stage(0.60, 1.00, 0.12, 1, 2048, 2500),
+    Stage(0.00, 0.80, 0.15, 8, 256, 0),
+    Stage(0.00, 0.70, 1.0, 4, 512, 150),
+    Stage(0.55, 1.00, 1.0, 2, 1024, 1200),
+    Stage(0.70, 1.00, 0.5, 4, 512, 150),
+    Stage(0.80, 1.00, 0.15, 1, 4096, 6000),
 )
-# Of matrices (Muon) and of all else (AdamW). A higher one of the embedding blurs rare tokens within
-# a hundred steps, and with them what the first weights can copy.
-RATES = (0.004, 0.001)
-_JUMPS = 0.15  # how often positions jump
 
 
 class GapRope:
@@ -93,7 +90,7 @@ def _loss(model: qwen3.Model, batch: tuple[mx.array, ...]) -> mx.array:
     inputs, where, targets, weights = batch
     hidden = model.model(inputs).reshape(-1, CONFIG["hidden_size"])[where]
     logits = model.model.embed_tokens.as_linear(hidden)
-    losses = cheap.cross_entropy(logits, targets)
+    losses = nn.losses.cross_entropy(logits, targets)
     loss: mx.array = (losses * weights).sum() / weights.sum()
     return loss
 
@@ -114,9 +111,10 @@ class Trainer:
         self._rope = GapRope(CONFIG["head_dim"], CONFIG["rope_theta"])
         for layer in self.model.layers:
             layer.self_attn.rope = self._rope
+        self._rates = (0.003, 0.0016)
         self._parts = [
-            optim.Muon(RATES[0], weight_decay=0.01, ns_steps=4),
-            optim.AdamW(RATES[1], betas=[0.9, 0.98], weight_decay=0.0),
+            optim.Muon(self._rates[0], weight_decay=0.01),
+            optim.AdamW(self._rates[1], betas=[0.9, 0.98], weight_decay=0.0),
         ]
         self._optimizer = optim.MultiOptimizer(
             self._parts, [lambda name, value: value.ndim == 2 and "embed" not in name]
@@ -127,31 +125,29 @@ class Trainer:
         ]
         self._gradient = nn.value_and_grad(self.model, _loss)
 
-    def _batch(self, done: float) -> tuple[str, batches.Batch]:
+    def _batch(self, done: float) -> batches.Batch:
         active = [i for i, stage in enumerate(STAGES) if stage.begin <= done < stage.end]
         at = self._choice.choices(active, [STAGES[i].share for i in active])[0]
         stage, rows = STAGES[at], self._rows[at]
-        jump = self._choice.random() < _JUMPS
+        jump = self._choice.random() < 0.3
         self._rope.jump(
             self._choice.randrange(1, stage.length) if jump else 0,
             int(2 ** self._choice.uniform(5, 15)) if jump else 0,
         )
         if rows is None:
-            return "copying", batches.copying(
-                self._rng, CONFIG["vocab_size"], stage.rows, stage.length
-            )
-        return f"chats-{stage.length}", batches.chats([next(rows) for _ in range(stage.rows)])
+            return batches.copying(self._rng, CONFIG["vocab_size"], stage.rows, stage.length)
+        return batches.chats([next(rows) for _ in range(stage.rows)], self._rng)
 
-    def step(self, done: float) -> tuple[float, int, str]:
-        """One update at that fraction of the run; returns loss, tokens read and their sort."""
-        name, batch = self._batch(done)
-        for part, rate in zip(self._parts, RATES, strict=True):
+    def step(self, done: float) -> tuple[float, tuple[int, ...]]:
+        """One update at that fraction of the run; returns the loss and the shape read."""
+        batch = self._batch(done)
+        for part, rate in zip(self._parts, self._rates, strict=True):
             part.learning_rate = rate * _rate(done)
         loss, gradients = self._gradient(self.model, tuple(mx.array(part) for part in batch))
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         self._optimizer.update(self.model, gradients)
         mx.eval(loss, self.model.parameters(), self._optimizer.state)
-        return float(loss.item()), batch.inputs.size, name
+        return float(loss.item()), batch.inputs.shape
 
 
 def save(model: qwen3.Model, out: Path) -> None:
@@ -185,26 +181,25 @@ def _save_tokenizer(out: Path, seed: int) -> batches.Encoder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(_save_tokenizer(options.out, options.seed), options.seed)
     begin = shown = time.monotonic()
-    losses: dict[str, float] = {}
-    tokens = 0
-    for step in range(options.steps):
-        with cheap.training():
-            loss, read, name = trainer.step(step / options.steps)
-        losses[name] = 0.9 * losses.get(name, loss) + 0.1 * loss
-        tokens += read
+    losses: dict[int, float] = {}  # by tokens per row
+    steps = tokens = 0
+    while (done := (time.monotonic() - begin) / (60 * options.minutes)) < 1:
+        loss, (rows, length) = trainer.step(done)
+        losses[length] = 0.9 * losses.get(length, loss) + 0.1 * loss
+        steps, tokens = steps + 1, tokens + rows * length
         if time.monotonic() - shown > 15:
             shown = time.monotonic()
-            told = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-            print(f"{shown - begin:.0f} s step {step} tokens {tokens} losses {told}", flush=True)
+            told = " ".join(f"{length}:{loss:.3f}" for length, loss in losses.items())
+            print(f"{done:6.1%} step {steps} tokens {tokens} losses {told}", flush=True)
             save(trainer.model, options.out)
     save(trainer.model, options.out)
-    print(f"done: {options.steps} steps, {tokens} tokens")
+    print(f"done: {steps} steps, {tokens} tokens")
 
 
 if __name__ == "__main__":
