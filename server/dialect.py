@@ -170,16 +170,15 @@ class _Streaming(Response):
                 await error_response(error)(scope, receive, send)
                 return
             # No [DONE]: what came before is not a whole reply.
-            await stream.emit(event(encode(error_body(error))))
-            await stream.close()
+            await stream.finish(event(encode(error_body(error))))
         else:
             self._generation.log(scope["path"], self._generation.usage(self._prompts))
 
-    async def _end(self, emit: Emit) -> None:
+    def _end(self) -> bytes:
         usage = b""
         if self._wants_usage:
             usage = self._writer.usage(self._generation.usage(self._prompts))
-        await emit(usage + DONE)
+        return usage + DONE
 
 
 class _Producer:

@@ -21,6 +21,7 @@ HEADERS = [
 
 Emit = Callable[[bytes], Awaitable[None]]
 Producer = Callable[[Emit], Coroutine[Any, Any, None]]
+Last = Callable[[], bytes]
 
 
 def event(data: bytes) -> bytes:
@@ -34,43 +35,51 @@ class EventStream:
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.started = False
+        self._finished = False
         self._receive = receive
         self._send = send
         self._last = 0.0
 
-    async def run(self, producers: Sequence[Producer], last: Producer) -> None:
-        """Runs ``producers`` side by side and then ``last``, and ends the response.
+    async def run(self, producers: Sequence[Producer], last: Last) -> None:
+        """Runs ``producers`` side by side and ends the response with what ``last`` then says.
 
         What a producer raises cancels the others. Raises ClientGone where the client hangs up
         or stops reading.
         """
-        await while_connected(
-            self._receive, watched(self._produce(producers, last), self._keep_alive())
-        )
+        try:
+            await while_connected(
+                self._receive, watched(self._produce(producers, last), self._keep_alive())
+            )
+        except ClientGone:
+            if not self._finished:  # else it had the whole reply before
+                raise
 
     async def emit(self, data: bytes) -> None:
         """Sends one or more whole events."""
+        await self._emit(data, more=True)
+
+    async def finish(self, data: bytes) -> None:
+        """Sends the last events and the end of the body as one."""
+        await self._emit(data, more=False)
+        self._finished = True
+
+    async def _emit(self, data: bytes, *, more: bool) -> None:
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         self._last = anyio.current_time()
         try:
             with anyio.fail_after(SLOW_READER):
-                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
         except TimeoutError as error:
             raise ClientGone from error
 
-    async def close(self) -> None:
-        """Ends the response."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _produce(self, producers: Sequence[Producer], last: Producer) -> None:
+    async def _produce(self, producers: Sequence[Producer], last: Last) -> None:
         if len(producers) == 1:
             await producers[0](self.emit)
         else:
             await _side_by_side(producers, self.emit)
-        await last(self.emit)
-        await self.close()
+        await self.finish(last())
 
     async def _keep_alive(self) -> NoReturn:
         self._last = anyio.current_time()

@@ -39,9 +39,9 @@ class Client:
             self.on_body(message["body"])
         self.messages.append(message)
 
-    async def run(self, producers: list[Producer], last: Producer) -> None:
+    async def run(self, producers: list[Producer], last: str = "z") -> None:
         with anyio.fail_after(PATIENCE):  # a fault must not hang the tests
-            await self.stream.run(producers, last)
+            await self.stream.run(producers, last.encode)
 
     @property
     def text(self) -> str:
@@ -62,11 +62,11 @@ async def forever(emit: Emit) -> None:
 
 async def test_events_come_in_order_and_the_response_ends() -> None:
     client = Client()
-    await client.run([says("a", "b")], says("z"))
+    await client.run([says("a", "b")])
     assert client.text == "abz"
     assert client.messages[0]["status"] == 200
     assert dict(client.messages[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
-    assert [m["more_body"] for m in client.messages[1:]] == [True, True, True, False]
+    assert [m["more_body"] for m in client.messages[1:]] == [True, True, False]
 
 
 async def test_last_comes_after_all_producers() -> None:
@@ -81,7 +81,7 @@ async def test_last_comes_after_all_producers() -> None:
         await emit(b"early ")
         turn.set()
 
-    await client.run([waits, frees], says(" end"))
+    await client.run([waits, frees], " end")
     assert client.text == "early late end"
 
 
@@ -92,7 +92,7 @@ async def test_nothing_is_sent_before_the_first_event() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await client.run([fails], says("z"))
+        await client.run([fails])
     assert not client.stream.started
     assert not client.messages
 
@@ -113,7 +113,7 @@ async def test_a_failing_producer_ends_the_others() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await client.run([waits, fails], says("z"))
+        await client.run([waits, fails])
     assert ended.is_set()
     assert client.text == "a"
 
@@ -129,14 +129,14 @@ async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) 
             await comments.acquire()
         await emit(event(b"x"))
 
-    await client.run([waits], says(""))
+    await client.run([waits], "")
     assert client.text.startswith(": keep-alive\n\n" * 3)
     assert client.text.replace(": keep-alive\n\n", "") == "data: x\n\n"
 
 
 async def test_no_comment_while_events_flow() -> None:
     client = Client()
-    await client.run([says(*"abcdef")], says("z"))
+    await client.run([says(*"abcdef")])
     assert "keep-alive" not in client.text
 
 
@@ -145,7 +145,7 @@ async def test_slow_reader_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     client.reads.clear()
     with pytest.raises(ClientGone):
-        await client.run([says("a")], says("z"))
+        await client.run([says("a")])
     assert client.text == ""
 
 
@@ -155,7 +155,7 @@ async def test_slow_reader_is_given_up_in_silence(monkeypatch: pytest.MonkeyPatc
     client = Client()
     client.reads.clear()
     with pytest.raises(ClientGone):
-        await client.run([forever], says("z"))
+        await client.run([forever])
 
 
 async def test_hang_up_ends_the_producers() -> None:
@@ -171,9 +171,16 @@ async def test_hang_up_ends_the_producers() -> None:
             ended.set()
 
     with pytest.raises(ClientGone):
-        await client.run([waits, forever], says("z"))
+        await client.run([waits, forever])
     assert ended.is_set()
     assert client.text == "a"
+
+
+async def test_hang_up_after_the_last_event_is_none() -> None:
+    client = Client()
+    client.on_body = lambda body: client.gone.set() if body == b"z" else None
+    await client.run([says("a")])
+    assert client.messages[-1] == {"type": "http.response.body", "body": b"z", "more_body": False}
 
 
 async def test_work_that_is_done_wins_over_a_hang_up() -> None:
