@@ -17,12 +17,13 @@ Make = Callable[[Clock], PrefixCache]
 class Forest:
     """Prefix caches by namespace; ``make`` makes one whose tree runs on the common clock.
 
-    What was used least recently in any namespace is given up first.
+    What was used least recently in any namespace is given up first. Forests that give up memory
+    for each other share a ``clock``, too.
     """
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, clock: Clock | None = None) -> None:
         self._make = make
-        self._clock = Clock()
+        self._clock = clock or Clock()
         self._caches: dict[Namespace, PrefixCache] = {}
         self._evicted = 0  # in namespaces that are gone
 
@@ -46,15 +47,24 @@ class Forest:
         """Tokens given up so far."""
         return self._evicted + sum(cache.evicted_tokens for cache in self._caches.values())
 
+    def oldest(self) -> int | None:
+        """When the leaf was last used that ``evict`` would drop; None where there is none."""
+        found = self._oldest()
+        return None if found is None else found[0]
+
     def evict(self) -> int:
         """Drops the least recently used leaf of all that are not on loan; its bytes, or -1."""
-        oldest: PrefixCache | None = None
-        used = 0
+        found = self._oldest()
+        return -1 if found is None else found[1].evict()
+
+    def _oldest(self) -> tuple[int, PrefixCache] | None:
+        """The cache with the least recently used leaf, and when that was."""
+        found: tuple[int, PrefixCache] | None = None
         for cache in self._caches.values():
             leaf = cache.tree.evictable()
-            if leaf is not None and (oldest is None or leaf.last_used < used):
-                oldest, used = cache, leaf.last_used
-        return -1 if oldest is None else oldest.evict()
+            if leaf is not None and (found is None or leaf.last_used < found[0]):
+                found = leaf.last_used, cache
+        return found
 
     def drop(self, namespace: Namespace) -> None:
         """Forgets a namespace, of which nothing is on loan any more."""
@@ -63,6 +73,11 @@ class Forest:
             cache.clear()
             assert not cache.tree.nodes, "something is on loan"
             self._evicted += cache.evicted_tokens
+
+    def clear(self) -> None:
+        """Forgets all namespaces; nothing is on loan any more."""
+        for namespace in list(self._caches):
+            self.drop(namespace)
 
     def stats(self) -> Stats:
         """The sizes of all caches together."""

@@ -1,4 +1,4 @@
-"""One number of bytes for the KV of running rows and trees together. Owned by the engine thread."""
+"""What one model's rows and trees take of the memory for KV. Owned by the engine thread."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from cache.forest import Forest
 
+from .kv_memory import KvMemory
 from .slabs import GRANULE, SlabPool, round_capacity
 
 
@@ -41,35 +42,49 @@ class RowBytes(NamedTuple):
 
 
 class Budget:
-    """Grants bytes up to ``limit``, and evicts for them what is cached and not on loan.
+    """One model's view of the memory that all models share.
 
     ``lengths`` tells how many tokens each running row has.
     """
 
     def __init__(
         self,
-        limit: int,
+        memory: KvMemory,
         pool: SlabPool,
         forest: Forest,
         row_bytes: RowBytes,
         lengths: Callable[[], list[int]],
     ) -> None:
-        self.limit = limit
+        self.forest = forest
+        self._memory = memory
         self._pool = pool
-        self._forest = forest
         self.row_bytes = row_bytes
         self._lengths = lengths
+        memory.join(self)
+
+    @property
+    def limit(self) -> int:
+        """Bytes for the KV of all models together."""
+        return self._memory.limit
+
+    @limit.setter
+    def limit(self, size: int) -> None:
+        self._memory.limit = size
+
+    @property
+    def held(self) -> int:
+        """Bytes that this model's rows and trees hold or were promised."""
+        return self._pool.nbytes + self.forest.nbytes + self.row_bytes.promised(self._lengths())
 
     def reserve(self, size: int) -> bool:
         """Whether ``size`` more bytes fit, after evicting as much as that takes."""
-        promised = self.row_bytes.promised(self._lengths())
-        missing = self._pool.nbytes + self._forest.nbytes + promised + size - self.limit
-        while missing > 0:
-            freed = self._forest.evict()
-            if freed < 0:
-                return False
-            missing -= freed
-        return True
+        return self._memory.reserve(size)
+
+    def leave(self) -> None:
+        """Gives up what the trees hold, if no row is left, and the place among the models."""
+        if not self._lengths():
+            self.forest.clear()
+        self._memory.leave(self)
 
     def spare(self, tokens: int) -> int:
         """Bytes that one more row of so many tokens takes beside its tail.
@@ -100,7 +115,7 @@ class Budget:
         return own + self.row_bytes.promised([tokens])
 
     def memory(self, used: int) -> Memory:
-        """Where the bytes are, of which ``used`` are in use."""
-        stats = self._forest.stats()
+        """Where this model's bytes are, of which ``used`` are in use, and what they leave free."""
+        stats = self.forest.stats()
         owned = used - stats.nbytes
         return Memory(stats.lent, owned, stats.nbytes - stats.lent, max(0, self.limit - used))

@@ -22,6 +22,7 @@ from .adapter_store import AdapterStore
 from .adapters import Adapters
 from .attention import LentLayer, Plan, install
 from .budget import Budget, Memory, RowBytes
+from .kv_memory import KvMemory
 from .loader import Loaded
 from .plans import DecodePlan, PrefillPlan, rank
 from .rows import Row, Tail
@@ -35,6 +36,7 @@ from .states import (
     duplicate,
     most_bytes,
     nbytes,
+    probe,
     take_snapshot,
 )
 
@@ -63,16 +65,17 @@ class InFlight(NamedTuple):
 class Engine:
     """Runs one model for many rows.
 
-    ``kv_memory`` bytes bound the KV of rows and tree together. ``attention`` "lent" reads
-    blocks of the tree in place; "copied" gives each row mlx-lm's own caches, for models that
-    compute attention in their own way. At most ``adapter_slots`` adapters are in memory.
+    ``kv_memory`` bounds the KV of rows and tree together, in bytes or shared with other models.
+    ``attention`` "lent" reads blocks of the tree in place; "copied" gives each row mlx-lm's own
+    caches, for models that compute attention in their own way. At most ``adapter_slots``
+    adapters are in memory.
     """
 
     def __init__(
         self,
         loaded: Loaded,
         *,
-        kv_memory: int,
+        kv_memory: int | KvMemory,
         prefix_cache: bool = True,
         attention: Attention = "lent",
         keeping: Keeping | None = None,
@@ -83,7 +86,7 @@ class Engine:
         self.vocab_size = loaded.vocab_size
         self.attention: Attention = attention
         install()
-        template = _probe(self.model)
+        template = probe(self.model)
         by_token = [i for i, c in enumerate(template) if type(c) is KVCache]
         self._lent = {
             layer: LentLayer(i) for i, layer in enumerate(by_token) if attention == "lent"
@@ -95,12 +98,13 @@ class Engine:
         self.pool = SlabPool(self._shapes if attention == "lent" else (), self.reserve)
         self.keeping = keeping or Keeping()
         self._caching = prefix_cache
-        self.forest = Forest(self._make_cache)
+        memory = KvMemory.of(kv_memory)
+        self.forest = Forest(self._make_cache, memory.clock)
         state_bytes = sum(
             most_bytes(template[i]) for i in self._own if type(template[i]) is not KVCache
         )
         row_bytes = RowBytes(state_bytes, self.token_bytes if attention == "copied" else 0)
-        self.budget = Budget(kv_memory, self.pool, self.forest, row_bytes, self._row_lengths)
+        self.budget = Budget(memory, self.pool, self.forest, row_bytes, self._row_lengths)
         self._adapters = Adapters(self.model)
         self.adapters = AdapterStore(self._adapters, adapter_slots, self._forget_adapter)
         self.batchable = all(hasattr(template[i], "merge") for i in self._own)
@@ -129,6 +133,11 @@ class Engine:
     def memory(self) -> Memory:
         """Where the budget is."""
         return self.budget.memory(self.used)
+
+    def close(self) -> None:
+        """Gives all memory back, that of the weights included; rows that are left are lost."""
+        self.budget.leave()
+        vars(self).clear()  # parts refer back here; weights must not wait for a garbage collection
 
     # a row's life
 
@@ -389,10 +398,3 @@ class Engine:
         for lent in self._lent.values():
             lent.plan = None  # a plan holds on to slabs and blocks
         return logits
-
-
-def _probe(model: Any) -> list[Any]:
-    """The model's caches after one token: what each layer keeps, in which shape."""
-    caches = make_prompt_cache(model)
-    mx.eval(model(mx.array([[0]]), cache=caches))
-    return list(caches)

@@ -1,0 +1,132 @@
+"""Several engines on one memory: one budget, one order of eviction, and everything given back."""
+
+from __future__ import annotations
+
+import gc
+import random
+from array import array
+
+import mlx.core as mx
+import pytest
+
+from engine.engine import Engine
+from engine.kv_memory import KvMemory
+from engine.params import SamplingParams
+from engine.rows import Row
+from engine.sampling import RowSampling
+from tests.models import load_model, loaded, make
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _exact_count():
+    """MLX may give a freed buffer of up to twice the size to a new array and counts all of it."""
+    limit = mx.set_cache_limit(0)
+    yield
+    mx.set_cache_limit(limit)
+
+
+def active_bytes() -> int:
+    mx.synchronize()
+    return mx.get_active_memory()
+
+
+def words(seed: int, count: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(3, 500) for _ in range(count)]
+
+
+def admit(engine: Engine, tokens: list[int]) -> Row | None:
+    prompt = array("i", tokens)
+    return engine.admit("row", prompt, RowSampling(GREEDY, prompt, engine.vocab_size))
+
+
+def run(engine: Engine, tokens: list[int]) -> None:
+    """One whole request; its prompt stays in the tree."""
+    row = admit(engine, tokens)
+    assert row is not None
+    while row.remaining:
+        engine.prefill(row, 512)
+    engine.submit([row])
+    engine.collect()
+    engine.release(row)
+
+
+def cached(engine: Engine, tokens: list[int]) -> int:
+    return engine.lookup(array("i", tokens)).length
+
+
+def two(tokens: int) -> tuple[KvMemory, Engine, Engine]:
+    """Two engines with a memory for so many of their tokens."""
+    memory = KvMemory(0)
+    qwen, llama = (Engine(loaded(f), kv_memory=memory) for f in ("qwen3", "llama"))
+    assert qwen.token_bytes == llama.token_bytes
+    memory.limit = tokens * qwen.token_bytes
+    return memory, qwen, llama
+
+
+def test_what_is_used_least_recently_in_any_model_goes_first():
+    memory, qwen, llama = two(2030)
+    prompts = [words(seed, 500) for seed in range(3)]
+    run(qwen, prompts[0])
+    run(llama, prompts[1])
+    run(qwen, prompts[2])
+    assert all(cached(e, p) == 499 for e, p in zip((qwen, llama, qwen), prompts, strict=True))
+    run(qwen, [*prompts[0], 7])  # now the llama's is the oldest
+    run(llama, words(9, 500))
+    assert cached(llama, prompts[1]) == 0
+    assert cached(qwen, prompts[0]) == cached(qwen, prompts[2]) == 499
+    assert qwen.used + llama.used <= memory.limit
+
+
+def test_all_models_together_stay_within_the_budget():
+    memory, qwen, llama = two(5000)
+    rng = random.Random(3)
+    rows: list[tuple[Engine, Row]] = []
+    refused = 0
+    for i in range(40):
+        engine = (qwen, llama)[i % 2]
+        row = admit(engine, words(i, rng.randint(50, 1500)))
+        if row is None:
+            refused += 1
+            assert rows
+            other, victim = rows.pop(0)
+            other.release(victim)
+            continue
+        rows.append((engine, row))
+        while row.remaining:
+            engine.prefill(row, 512)
+        assert qwen.used + llama.used <= memory.limit
+    assert refused, "the budget was never felt"
+    assert qwen.forest.evicted_tokens and llama.forest.evicted_tokens
+    for engine, row in rows:
+        engine.release(row)
+
+
+def test_a_closed_engine_leaves_its_part_to_the_others():
+    memory, qwen, llama = two(2300)
+    run(qwen, words(1, 1000))
+    row = admit(qwen, words(2, 300))
+    assert admit(llama, words(3, 1700)) is None
+    qwen.release(row)
+    qwen.close()
+    assert admit(llama, words(3, 1700)) is not None
+    assert memory.reserve(0)
+
+
+def test_closing_gives_all_memory_back_without_the_garbage_collector(tmp_path):
+    path = make("qwen3", tmp_path / "model", seed=5)
+    run(Engine(load_model(path), kv_memory=1 << 30), words(1, 300))  # what comes once and stays
+    gc.collect()
+    base = active_bytes()
+    gc.disable()
+    try:
+        engine = Engine(load_model(path), kv_memory=1 << 30)
+        run(engine, words(1, 700))
+        run(engine, [*words(1, 300), *words(2, 300)])
+        assert active_bytes() - base > 1 << 20
+        engine.close()
+        assert active_bytes() - base < 1 << 12
+    finally:
+        gc.enable()
