@@ -10,6 +10,7 @@ from cache.prefix_cache import Keeping
 
 from .attention import merge, partial, shared_partial
 from .engine import Engine
+from .pieces import Pieces, finish
 
 REPEATS = 5
 SAMPLE = 512  # tokens whose copy is timed
@@ -18,6 +19,11 @@ LEAST, MOST = 256, 4096  # tokens; bounds on what a noisy measurement may say
 
 
 def calibrate(engine: Engine) -> Keeping:
+    """All of ``calibrating`` at once."""
+    return finish(calibrating(engine))
+
+
+def calibrating(engine: Engine) -> Pieces[Keeping]:
     """Up to how many tokens a borrower nobody shares with copies rather than borrows.
 
     One more lent node costs a row some operations per layer and step; a copy costs its bytes
@@ -41,7 +47,9 @@ def calibrate(engine: Engine) -> Keeping:
     def copied() -> list[mx.array]:
         return [keys * 1.0, values * 1.0]
 
+    yield None
     node = max(_seconds(lent) - _seconds(lone), 1e-6) * STEPS
+    yield None
     token = max(_seconds(copied), 1e-7) / SAMPLE
     return Keeping(most=int(min(max(node / token, LEAST), MOST)))
 

@@ -62,6 +62,15 @@ def setup(weights_bytes: int, kv_bytes: int) -> None:
         mx.set_wired_limit(min(wanted, device.recommended))
 
 
+def default_memory() -> int:
+    """Bytes for weights and KV together that leave room for computing; at least 64 MiB.
+
+    To be asked before anything is loaded.
+    """
+    device = describe()
+    return max(device.recommended - _margin(device.recommended), LEAST_KV)
+
+
 def default_kv_memory(weights_bytes: int) -> int:
     """Bytes of KV that leave room for the weights and for computing; at least 64 MiB.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,17 +21,16 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm import utils
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from . import device
+from .pieces import Pieces, Weights, background, finish
+from .weights import DTYPES, bring_in, nbytes, settle_dtype
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
 
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-HALF = (mx.float16, mx.bfloat16)
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz")  # pickles, or read like them
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -71,7 +71,26 @@ def load(
     max_context: int | None,
     progress: Progress,
 ) -> Loaded:
-    """Loads a model directory or hub repository; its parameters are in memory on return.
+    """All of ``loading`` at once."""
+    pieces = loading(
+        model,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        max_context=max_context,
+        progress=progress,
+    )
+    return finish(pieces)
+
+
+def loading(
+    model: str,
+    *,
+    dtype: str | None,
+    trust_remote_code: bool,
+    max_context: int | None,
+    progress: Progress,
+) -> Pieces[Loaded]:
+    """Loads a model directory or hub repository; its parameters are in memory in the end.
 
     ``dtype`` "float32", "bfloat16" or "float16" casts what is not quantised; None keeps what is
     stored. ``max_context`` can only lower the model's own limit. Code that comes with a model
@@ -79,23 +98,42 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise LoadError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    path = _locate(model, progress)
+    found = background(lambda: _locate(model, progress))
+    yield found
+    path = _outcome(found)
     config = _check_directory(path, trust_remote_code)
     progress(f"reading {path.name}")
-    network, config = _read_model(path, config, trust_remote_code)
-    _settle_dtype(network, dtype, progress)
-    vocab_size = _vocab_size(network, path)
     own_eos = _config_eos(path)
-    tokenizer = _read_tokenizer(path, own_eos, trust_remote_code)
-    if len(tokenizer) > vocab_size:
-        extra = len(tokenizer) - vocab_size
-        progress(f"the tokenizer has {extra} tokens more than the model; they cannot be used")
-    eos = frozenset(i for i in {*tokenizer.eos_token_ids, *own_eos} if 0 <= i < vocab_size)
-    if not eos:
-        progress("the model names no end-of-sequence token: replies end at max_tokens")
+    reading = background(lambda: _read_tokenizer(path, own_eos, trust_remote_code))
+    yield None
+    network, config = _read_model(path, config, trust_remote_code)
+    settle_dtype(network, dtype, progress)
+    vocab_size = _vocab_size(network, path)
+    yield Weights(nbytes(network))
+    try:
+        yield from bring_in(network)
+    except RuntimeError as error:
+        raise LoadError(
+            f"cannot read the weights: {_line(error)}; check the files and the free memory"
+        ) from error
+    yield reading
+    tokenizer = _outcome(reading)
+    eos = _eos(tokenizer, own_eos, vocab_size, progress)
     limit = _context(network, config)
     context = limit if max_context is None else min(limit, max_context)
     return Loaded(network, tokenizer, config, path, context, vocab_size, eos)
+
+
+def _outcome(future: Future[T]) -> T:
+    """What work in the background came to. Raises LoadError.
+
+    A new one: an error that went through a thread refers to its own frames, so that weights in
+    the frames it comes through would wait for the garbage collector.
+    """
+    error = future.exception()
+    if isinstance(error, LoadError):
+        raise LoadError(str(error))
+    return future.result()
 
 
 # where it is
@@ -201,38 +239,6 @@ def _read_model(
     return network, config
 
 
-def _settle_dtype(network: nn.Module, dtype: str | None, progress: Progress) -> None:
-    """Casts as asked and brings the parameters into memory."""
-    parameters = dict(tree_flatten(network.parameters()))
-    plain = {name for name in parameters if f"{name.rpartition('.')[0]}.scales" not in parameters}
-    # A quantised layer's own bias is an ordinary array beside the packed ones.
-    plain |= {name for name in parameters if name.endswith(".bias")}
-    if dtype is not None:
-        # Some arrays must keep their precision; the model knows which.
-        may_cast = getattr(network, "cast_predicate", lambda _: True)
-
-        def cast(name: str, value: mx.array) -> mx.array:
-            fit = name in plain and mx.issubdtype(value.dtype, mx.floating) and may_cast(name)
-            return value.astype(DTYPES[dtype]) if fit else value
-
-        network.update(tree_map_with_path(cast, network.parameters()))
-    elif device.describe().backend == "cpu":
-        half = {parameters[n].dtype for n in plain if parameters[n].ndim > 1} & set(HALF)
-        if half:
-            stored = str(half.pop()).removeprefix("mlx.core.")
-            progress(
-                f"the weights are {stored}, which is slow on this device: "
-                "--dtype float32 is several times faster at twice the memory"
-            )
-    del parameters
-    try:
-        mx.eval(network.parameters())
-    except RuntimeError as error:
-        raise LoadError(
-            f"cannot read the weights: {_line(error)}; check the files and the free memory"
-        ) from error
-
-
 def _vocab_size(network: nn.Module, path: Path) -> int:
     """How many token ids the model takes and gives, by its own shapes."""
     try:
@@ -265,6 +271,19 @@ def _read_tokenizer(path: Path, eos: Iterable[int], trust_remote_code: bool) -> 
             f"cannot load the tokenizer of {path}: {_line(error)}; tokenizer.json and "
             "tokenizer_config.json must lie beside the weights"
         ) from error
+
+
+def _eos(
+    tokenizer: TokenizerWrapper, own: Iterable[int], vocab_size: int, progress: Progress
+) -> frozenset[int]:
+    """The end-of-sequence ids that the model can give."""
+    if len(tokenizer) > vocab_size:
+        extra = len(tokenizer) - vocab_size
+        progress(f"the tokenizer has {extra} tokens more than the model; they cannot be used")
+    eos = frozenset(i for i in {*tokenizer.eos_token_ids, *own} if 0 <= i < vocab_size)
+    if not eos:
+        progress("the model names no end-of-sequence token: replies end at max_tokens")
+    return eos
 
 
 def _config_eos(path: Path) -> set[int]:

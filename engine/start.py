@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx.utils import tree_reduce
-
 from . import device, embedded
-from .calibration import calibrate
+from .calibration import calibrating
 from .engine import ADAPTER_SLOTS, Attention, Engine
-from .loader import Loaded, LoadError, load
-from .selfcheck import lends_correctly
+from .loader import Loaded, LoadError, loading
+from .model_memory import ModelMemory
+from .pieces import Pieces, finish
+from .selfcheck import checking
+from .weights import nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,29 @@ class Started(NamedTuple):
 
 
 def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Started:
-    """Loads and checks a model. Raises LoadError with one line that says what to do."""
-    loaded = load(
+    """Loads and checks a model, the only one. Raises LoadError, one line that says what to do."""
+    memory = ModelMemory(None, options.kv_memory, several=False)
+    return finish(starting(options, memory, progress), memory.settle)
+
+
+def starting(
+    options: EngineOptions, memory: ModelMemory, progress: Callable[[str], None]
+) -> Pieces[Started]:
+    """Loads and checks a model in pieces. Raises LoadError, one line that says what to do.
+
+    Who runs the pieces counts the ``Weights`` that they ask for; where it does not come to an
+    end, nothing is left behind. ``options.kv_memory`` means nothing here: ``memory`` has it.
+    """
+    loaded = yield from loading(
         options.model,
         dtype=options.dtype or _own_dtype(options.model),
         trust_remote_code=options.trust_remote_code,
         max_context=options.max_context,
         progress=progress,
     )
-    weights = tree_reduce(lambda total, x: total + x.nbytes, loaded.model.parameters(), 0)
-    kv_memory = options.kv_memory or device.default_kv_memory(weights)
-    device.setup(weights, kv_memory)
+    kv_memory = memory.kv
     progress("checking attention over lent blocks against mlx-lm")
-    attention: Attention = "lent" if lends_correctly(loaded) else "copied"
+    attention: Attention = "lent" if (yield from checking(loaded)) else "copied"
     if attention == "copied":
         progress("this model computes attention in its own way: prefixes are copied, not lent")
     engine = Engine(
@@ -61,15 +72,20 @@ def start_engine(options: EngineOptions, progress: Callable[[str], None]) -> Sta
         attention=attention,
         adapter_slots=options.adapter_slots,
     )
-    if attention == "lent":
-        engine.keeping = calibrate(engine)
-    if not engine.fits(1):
-        least = engine.budget.least_bytes(1) / 1e6
-        raise LoadError(
-            f"--kv-memory is too small for this model: give at least {math.ceil(least)}MB"
-        )
+    try:
+        yield None
+        if attention == "lent":
+            engine.keeping = yield from calibrating(engine)
+        if not engine.fits(1):
+            least = engine.budget.least_bytes(1) / 1e6
+            raise LoadError(
+                f"--kv-memory is too small for this model: give at least {math.ceil(least)}MB"
+            )
+    except BaseException:
+        engine.close()
+        raise
     device.clear_cache()
-    return Started(engine, loaded, weights)
+    return Started(engine, loaded, nbytes(loaded.model))
 
 
 def _own_dtype(model: str) -> str | None:
