@@ -19,6 +19,7 @@ from engine.sampling import RowSampling
 
 from .entry import Entry
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
+from .neighbours import ALONE
 from .pace import PrefillPace
 from .request import Request
 from .stats import NO_STATS, SchedulerStats
@@ -83,6 +84,8 @@ class Scheduler:
         self.decoding: list[Entry] = []
         self.pace = PrefillPace()
         self.preemptions = 0
+        self.releases = 0  # times that a row gave its memory back
+        self.neighbours = ALONE
         self._entries: dict[str, Entry] = {}
         self._aborted: dict[str, FinishReason] = {}
         self._decode_seconds = 0.0
@@ -115,12 +118,27 @@ class Scheduler:
         """Number of requests that have been admitted."""
         return len(self.prefilling) + len(self.decoding)
 
-    def step(self) -> list[Event]:
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing can be done before another model gives memory back."""
+        barred = self._blocked or self.neighbours.first
+        return barred and self.has_work and not (self.running or self._aborted)
+
+    def unblock(self) -> None:
+        """Another model has given memory back."""
+        self._blocked = False
+
+    @property
+    def step_seconds(self) -> float:
+        """What a decode step takes just now."""
+        return self._decode_seconds if self.decoding else 0.0
+
+    def step(self, *, overlap: bool = True) -> list[Event]:
         """Does the next piece of work; returns what can be delivered.
 
         Either collects a decode step and submits the next one, so that delivery overlaps with
-        it; or, when prompts wait, collects only, and prefills in the following call, so that
-        tokens are not held back for the length of a chunk.
+        it; or, when prompts wait or there is no ``overlap``, collects only, and goes on in the
+        following call, so that tokens are not held back for the length of a chunk.
         """
         events: list[Event] = []
         if self.engine.busy:
@@ -129,7 +147,7 @@ class Scheduler:
             self._admit(events)
             self._prefill()
         self._sweep_aborted(events)
-        if not self._prompts_waiting or not events:
+        if not events or (overlap and not self._prompts_waiting):
             self._submit(events)
         return events
 
@@ -137,7 +155,7 @@ class Scheduler:
 
     @property
     def _prompts_waiting(self) -> bool:
-        room = self.running < self.max_rows
+        room = self.running < self.max_rows and not self.neighbours.first
         return bool(self.prefilling or (self.waiting and room and not self._blocked))
 
     def _collect(self, events: list[Event]) -> None:
@@ -167,7 +185,7 @@ class Scheduler:
 
     def _admit(self, events: list[Event]) -> None:
         """Starts waiting requests, those with the longest cached prefix first."""
-        if not self.waiting or self._blocked:
+        if not self.waiting or self._blocked or self.neighbours.first:
             return
         hits = {e: self.engine.lookup(e.tokens, e.request.adapter).length for e in self.waiting}
         ranked = sorted(self.waiting, key=lambda e: (e.passed_over < MOST_PASSED_OVER, -hits[e]))
@@ -195,8 +213,8 @@ class Scheduler:
 
     def _refused(self, entry: Entry, events: list[Event]) -> None:
         """No memory now: wait for rows to end; alone, there is nothing to wait for."""
-        self._blocked = bool(self.running)
-        if not self.running:
+        self._blocked = bool(self.running or self.neighbours.rows)
+        if not self._blocked:
             self.waiting.remove(entry)
             self._end(entry, "length" if entry.generated else "error", events)
 
@@ -229,9 +247,9 @@ class Scheduler:
         """Runs chunks until the time that running decodes may be kept waiting is used up."""
         if not self.prefilling:
             return
-        budget = self.stall_target - self._decode_seconds
+        budget = self.stall_target - self._decode_seconds - self.neighbours.seconds
         budget = max(budget, self.stall_target / 4)
-        if not self.decoding:
+        if not (self.decoding or self.neighbours.seconds):
             budget = IDLE_FACTOR * self.stall_target
         deadline = self.clock() + budget
         while self.prefilling and not self._aborted:
@@ -341,6 +359,7 @@ class Scheduler:
         entry.tokens = entry.row.tokens
         self.engine.release(entry.row)
         entry.row = None
+        self.releases += 1
         self._blocked = False
 
     def _end(
