@@ -10,10 +10,28 @@ from engine.params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceConfig:
-    """What is served and within which limits; ``kv_memory`` in bytes, None: as recommended.
+class ModelConfig:
+    """A base model that is served under ``name``; ``adapters`` are names and directories.
 
-    ``adapters`` are names and directories.
+    With ``keep_loaded`` it is loaded at start and stays; else it is loaded when somebody asks.
+    """
+
+    name: str
+    model: str
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    max_context: int | None = None
+    adapters: tuple[tuple[str, str], ...] = ()
+    keep_loaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """What is served and within which limits.
+
+    The main model is described by fields of its own and is always loaded; ``models`` are the
+    others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes, None: as
+    recommended. ``adapters`` are names and directories.
     """
 
     model: str
@@ -28,10 +46,26 @@ class ServiceConfig:
     max_context: int | None = None
     adapters: tuple[tuple[str, str], ...] = ()
     adapter_slots: int = ADAPTER_SLOTS
+    memory: int | None = None
+    models: tuple[ModelConfig, ...] = ()
+
+    @property
+    def all_models(self) -> tuple[ModelConfig, ...]:
+        """The main model and all others."""
+        main = ModelConfig(
+            self.served_model_name,
+            self.model,
+            self.dtype,
+            self.trust_remote_code,
+            self.max_context,
+            self.adapters,
+            keep_loaded=True,
+        )
+        return (main, *self.models)
 
 
 class ModelInfo(NamedTuple):
-    """The served model as ``/v1/models`` shows it.
+    """A loaded model as ``/v1/models`` shows it.
 
     ``created`` is in Unix seconds, ``kv_memory`` in bytes; ``defaults`` hold where a request
     does not say how tokens are chosen.
@@ -54,6 +88,23 @@ class AdapterInfo(NamedTuple):
     name: str
     path: str
     created: int
+
+
+class ModelState(NamedTuple):
+    """One model as an operator sees it.
+
+    ``weights`` and ``kv`` are bytes, 0 while it is not loaded; ``requests`` have been accepted
+    and have not ended; ``error`` says why the last load failed.
+    """
+
+    name: str
+    path: str
+    state: Literal["unloaded", "loading", "loaded", "unloading"]
+    keep_loaded: bool
+    weights: int
+    kv: int
+    requests: int
+    error: str | None
 
 
 class Health(NamedTuple):

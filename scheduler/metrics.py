@@ -15,13 +15,19 @@ from .stats import Phase, RequestStats, SchedulerStats
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+LABELS = ("model", "adapter", "draft")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STATES = ("lent", "owned", "cached", "free")
-REASONS = ("queue_full", "prompt_too_large", "draining", "engine_dead")
+REASONS = ("queue_full", "prompt_too_large", "draining", "engine_dead", "model_failed")
+RESULTS = ("loaded", "failed")
 
 
 class Gauges(NamedTuple):
-    """A consistent picture of the engine, taken between two steps."""
+    """A picture of one model, taken between two steps; sizes in bytes.
+
+    ``free`` bytes of the KV memory and ``active_memory`` belong to no model and are shown with
+    the main one, so that sums over all models are right. ``kv_limit`` is what they share.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -32,24 +38,23 @@ class Gauges(NamedTuple):
     evicted_tokens: int = 0
     active_memory: int = 0
     weights: int = 0
+    kv_limit: int = 0
+    loaded: int = 0
 
 
 class _Definitions:
     """The metrics and their labels."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        names = ("model", "adapter", "draft")
-
         def counter(name: str, text: str, *more: str) -> Counter:
-            return Counter(f"commons_{name}", text, (*names, *more), registry=registry)
+            return Counter(f"commons_{name}", text, (*LABELS, *more), registry=registry)
 
         def gauge(name: str, text: str, *more: str) -> Gauge:
-            return Gauge(f"commons_{name}", text, (*names, *more), registry=registry)
+            return Gauge(f"commons_{name}", text, (*LABELS, *more), registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
-            return Histogram(
-                f"commons_{name}", text, (*names, *more), buckets=buckets, registry=registry
-            )
+            labels = (*LABELS, *more)
+            return Histogram(f"commons_{name}", text, labels, buckets=buckets, registry=registry)
 
         # by model and adapter
         self.queries = counter("prefix_cache_queries", "Prompt tokens looked up in the cache")
@@ -68,6 +73,9 @@ class _Definitions:
         self.evicted = counter("prefix_cache_evicted_tokens", "Tokens evicted from the cache")
         self.rejections = counter("admission_rejections", "Requests refused", "reason")
         self.disconnects = counter("client_disconnects", "Clients gone before their reply")
+        self.loads = counter("model_loads", "Loads that ended", "result")
+        self.unloads = counter("model_unloads", "Times that a model was unloaded")
+        self.loaded = gauge("model_loaded", "1 while the model is in memory")
         self.running = gauge("requests_running", "Requests with a row in the engine")
         self.waiting = gauge("requests_waiting", "Requests in the queue")
         self.usage = gauge("kv_cache_usage_ratio", "Used part of the KV budget")
@@ -128,26 +136,23 @@ class RequestSeries(RequestStats):
         self._e2e.observe(seconds)
 
 
-class Metrics(SchedulerStats):
-    """All series of one engine, labelled by model, adapter and draft."""
+class ModelMetrics(SchedulerStats):
+    """All series of one model, labelled by model, adapter and draft; they begin at 0."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self._of = _Definitions(registry)
-        self._model = ""
+    def __init__(self, of: _Definitions, model: str) -> None:
+        self._of = of
+        self._model = model
         self._series: dict[str | None, RequestSeries] = {}
         self._evicted_before = 0
-
-    def start(self, model: str) -> None:
-        """Sets the model, and its series to 0 so that panels have data at once."""
-        self._model = model
-        of, labels = self._of, self._labels()
-        for metric in (of.evicted, of.disconnects, of.running, of.waiting, of.usage, of.age):
+        labels = self._labels()
+        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded, of.batch):
             metric.labels(**labels)
-        of.healthy.labels(**labels)
-        of.batch.labels(**labels)
+        for metric in (of.running, of.waiting, of.usage, of.age, of.healthy):
+            metric.labels(**labels)
         for name in REASONS:
             of.rejections.labels(**labels, reason=name)
+        for result in RESULTS:
+            of.loads.labels(**labels, result=result)
         for state in STATES:
             of.bytes.labels(**labels, state=state)
         for kind in ("active", "weights"):
@@ -180,17 +185,26 @@ class Metrics(SchedulerStats):
         """Counts a client that went away before its reply was complete."""
         self._of.disconnects.labels(**self._labels()).inc()
 
+    def load(self, result: str) -> None:
+        """Counts a load that ended, with one of ``RESULTS``."""
+        self._of.loads.labels(**self._labels(), result=result).inc()
+
+    def unload(self) -> None:
+        """Counts a time that the model was unloaded."""
+        self._of.unloads.labels(**self._labels()).inc()
+
     def observe(self, gauges: Gauges, *, heartbeat_age: float, healthy: bool) -> None:
         """Sets all gauges; called before a scrape is rendered."""
         of, labels = self._of, self._labels()
         of.running.labels(**labels).set(gauges.running)
         of.waiting.labels(**labels).set(gauges.waiting)
-        total = gauges.lent + gauges.owned + gauges.cached + gauges.free
-        of.usage.labels(**labels).set((total - gauges.free) / total if total else 0.0)
+        used = gauges.lent + gauges.owned + gauges.cached
+        of.usage.labels(**labels).set(used / gauges.kv_limit if gauges.kv_limit else 0.0)
         for state in STATES:
             of.bytes.labels(**labels, state=state).set(getattr(gauges, state))
         of.memory.labels(**labels, kind="active").set(gauges.active_memory)
         of.memory.labels(**labels, kind="weights").set(gauges.weights)
+        of.loaded.labels(**labels).set(gauges.loaded)
         of.age.labels(**labels).set(heartbeat_age)
         of.healthy.labels(**labels).set(healthy)
         of.evicted.labels(**labels).inc(gauges.evicted_tokens - self._evicted_before)
@@ -198,3 +212,15 @@ class Metrics(SchedulerStats):
 
     def _labels(self, adapter: str = "") -> dict[str, str]:
         return {"model": self._model, "adapter": adapter, "draft": ""}
+
+
+class Metrics:
+    """The series of all models of one server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._definitions = _Definitions(registry)
+
+    def model(self, name: str) -> ModelMetrics:
+        """The series of a configured model; to be called once for each."""
+        return ModelMetrics(self._definitions, name)

@@ -15,7 +15,8 @@ class Request:
     least 1 and fits the context. ``stop_token_ids`` end the reply (normally the model's
     end-of-sequence ids). ``boundaries`` are prompt lengths at which layers that cannot be
     trimmed keep a snapshot (for instance the end of the system prompt), ascending. ``adapter``
-    is one that the engine has loaded, None for the base itself.
+    is one that the engine has loaded, None for the base itself. ``model`` is the base model's
+    name, which tells the models of one engine thread apart.
     """
 
     id: str
@@ -26,3 +27,4 @@ class Request:
     boundaries: tuple[int, ...] = ()
     tenant: str = "default"
     adapter: str | None = None
+    model: str = ""

@@ -6,69 +6,76 @@ Lives on the event loop; the engine thread reaches it through ``call_soon_thread
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 
 from engine import device
 from engine.adapter_files import AdapterError
-from engine.adapter_store import AdapterState
-from engine.engine import Engine
-from engine.generation_config import sampling_defaults
 from engine.loader import LoadError
-from engine.start import EngineOptions, start_engine
-from engine.tokenizer import Tokenizer
+from engine.model_memory import ModelMemory
+from engine.pieces import Pieces
 
+from .door import Hold
 from .events import Event, Finished, FinishReason
-from .info import AdapterInfo, Health, ModelInfo, ServiceConfig
+from .info import Health, ServiceConfig
+from .live import Live, going_live
+from .members import Change, Member
 from .metrics import Gauges, Metrics
+from .pool import ModelPool
 from .request import Request
-from .scheduler import Scheduler
-from .streams import EngineDead, QueueFull, RequestStream, Reservation, Unfit, UnknownAdapter
+from .served import Catalogue, Served
+from .streams import (
+    EngineDead,
+    ModelFailed,
+    QueueFull,
+    RequestStream,
+    Reservation,
+    Unfit,
+    UnknownAdapter,
+)
+from .use import Use
 from .worker import Abort, SchedulerLike, Worker
 
+log = logging.getLogger("commons.engine")
 T = TypeVar("T")
 
 STOP_TIMEOUT = 10.0  # seconds that a last step may take
 
 
 class LoadFailed(Exception):
-    """The model could not be loaded; the text is one line that says what to do."""
+    """The main model could not be loaded; the text is one line that says what to do."""
 
 
 class Service:
     """Starts the engine thread and speaks with it; everything here runs on the event loop."""
-
-    info: ModelInfo
-    tokenizer: Tokenizer
 
     def __init__(
         self, config: ServiceConfig, metrics: Metrics, progress: Callable[[str], None]
     ) -> None:
         self.config = config
         self.metrics = metrics
+        self.models = Catalogue(Served(c, metrics.model(c.name)) for c in config.all_models)
         self.died = anyio.Event()
         self._progress = progress
         self._outstanding = 0
-        self.adapters: dict[str, AdapterInfo] = {}
         self._streams: dict[str, RequestStream] = {}
-        self._left = asyncio.Event()  # set, and replaced, when a request ends
+        self._left = asyncio.Event()  # set, and replaced, when a request or a model leaves
         self._calls: set[asyncio.Future[Any]] = set()
+        self._waiting: dict[Hold, asyncio.Future[None]] = {}  # for models to be loaded
         self._draining = False
         self._error: str | None = None
-        self._most_tokens = 0
         self._worker: Worker | None = None
-        self._engine: Engine | None = None  # for the engine thread alone
+        self._pool: ModelPool | None = None  # for the engine thread alone
         self._loaded: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Loads the model on the engine thread; raises LoadFailed."""
-        self.metrics.start(self.config.served_model_name)
+        """Loads the models that stay loaded on the engine thread; raises LoadFailed."""
         loop = self._loop = asyncio.get_running_loop()
         self._loaded = loop.create_future()
         self._worker = Worker(self._build, self._on_engine, self._on_ready, self._on_death)
@@ -77,7 +84,7 @@ class Service:
 
     def reserve(self, places: int = 1) -> Reservation:
         """Takes places in the queue. Raises QueueFull, EngineDead."""
-        self._check_alive()
+        self.check_alive()
         limit = self.config.max_rows + self.config.max_queue
         if self._outstanding + places > limit:
             raise QueueFull
@@ -98,49 +105,37 @@ class Service:
         if request_id in self._streams and self._worker is not None:
             self._worker.send(Abort(request_id, reason))
 
-    def resolve(self, model: str, adapter: str | None = None) -> str | None:
-        """The adapter that a request's ``model`` and ``adapter`` mean, None for the base.
+    def use(self, served: Served) -> Use:
+        """What keeps a model loaded while requests for it are made, once it is."""
+        return Use(self, served)
 
-        An adapter is also a model: ``BASE:ADAPTER`` or ``ADAPTER``. Raises UnknownAdapter.
-        """
-        base = self.config.served_model_name
-        named = adapter if model == base else model.removeprefix(f"{base}:")
-        if named is not None and named not in self.adapters:
-            raise UnknownAdapter(named)
-        if adapter is not None and adapter != named:
-            raise UnknownAdapter(adapter)
-        return named
+    def want(self, served: Served, hold: Hold) -> asyncio.Future[None]:
+        """Has a model loaded. Raises EngineDead; the future may raise ModelFailed, EngineDead."""
+        self.check_alive()
+        assert self._loop is not None
+        future = self._waiting[hold] = self._loop.create_future()
+        self._send(lambda pool: pool.want(served.name, hold))
+        return future
 
-    async def load_adapter(self, name: str, path: str, *, pinned: bool) -> None:
-        """Makes an adapter known while others are served. Raises AdapterError, EngineDead."""
-        await self._on_thread(lambda e: e.adapters.register(name, Path(path), pinned=pinned))
-        self._add_adapter(name, path)
+    def leave(self, served: Served, hold: Hold) -> None:
+        """Lets go of a model, after everything that was handed over before."""
+        self._waiting.pop(hold, None)
+        self._send(lambda pool: pool.leave(served.name, hold))
 
-    async def pin_adapter(self, name: str, pinned: bool) -> None:
-        """Keeps an adapter in memory, or allows it to leave. Raises AdapterError, EngineDead."""
-        if name not in self.adapters:
-            raise UnknownAdapter(name)
-        await self._on_thread(lambda e: e.adapters.pin(name, pinned))
-
-    async def unload_adapter(self, name: str) -> None:
-        """Takes no more requests for an adapter, and forgets it once those it has have ended.
-
-        Raises UnknownAdapter, EngineDead.
-        """
-        if self.adapters.pop(name, None) is None:
-            raise UnknownAdapter(name)
-        while any(s.request.adapter == name for s in self._streams.values()):
+    async def gone(self, condition: Callable[[], bool]) -> None:
+        """Waits for ``condition``, which comes about when a request or a model leaves."""
+        while not condition():
+            self.check_alive()
             await self._left.wait()
-        await self._on_thread(lambda e: e.adapters.unregister(name))
 
-    async def adapter_states(self) -> list[AdapterState]:
-        """All adapters as they are just now. Raises EngineDead."""
-        return await self._on_thread(lambda e: e.adapters.states())
+    def requests(self) -> list[Request]:
+        """All that have been accepted and have not ended."""
+        return [stream.request for stream in self._streams.values()]
 
     def health(self) -> Health:
         """How the service is; costs nothing, enqueues nothing."""
         worker = self._worker
-        gauges = worker.gauges if worker is not None else Gauges()
+        gauges = list(worker.gauges.values()) if worker is not None else []
         loaded = self._loaded is not None and self._loaded.done() and self._error is None
         return Health(
             alive=self._error is None,
@@ -149,15 +144,18 @@ class Service:
             draining=self._draining,
             heartbeat_age=worker.heartbeat_age if worker is not None else 0.0,
             error=self._error,
-            running=gauges.running,
-            waiting=gauges.waiting,
+            running=sum(g.running for g in gauges),
+            waiting=sum(g.waiting for g in gauges),
         )
 
     def observe(self) -> None:
         """Brings the gauges of the metrics up to date, for a scrape."""
-        if self._worker is not None:
-            self.metrics.observe(
-                self._worker.gauges,
+        if self._worker is None:
+            return
+        picture = self._worker.gauges
+        for served in self.models:
+            served.metrics.observe(
+                picture.get(served.name, Gauges()),
                 heartbeat_age=self._worker.heartbeat_age,
                 healthy=self._error is None,
             )
@@ -165,6 +163,7 @@ class Service:
     async def drain(self, timeout: float) -> None:
         """Takes nothing new, waits for what runs, then ends the rest with an error."""
         self._draining = True
+        self._turn_away(EngineDead())
         if self._streams:
             self._idle.clear()
             with anyio.move_on_after(timeout):
@@ -181,20 +180,25 @@ class Service:
 
     # on the event loop
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises EngineDead where no more requests are taken."""
         if self._error is not None or self._draining or self._worker is None:
             raise EngineDead
 
     def enqueue(self, request: Request) -> RequestStream:
-        """Hands a request to the engine. Raises Unfit, UnknownAdapter, EngineDead."""
-        self._check_alive()
-        assert self._worker is not None
-        if request.adapter is not None and request.adapter not in self.adapters:
+        """Hands a request to the engine, for a model in use.
+
+        Raises Unfit, UnknownAdapter, EngineDead.
+        """
+        self.check_alive()
+        served = self.models[request.model]
+        assert self._worker is not None and served.facts is not None
+        if request.adapter is not None and request.adapter not in served.adapters:
             raise UnknownAdapter(request.adapter)
-        if len(request.prompt) > self._most_tokens:
+        if len(request.prompt) > served.facts.most_tokens:
             raise Unfit(
                 f"The prompt has {len(request.prompt)} tokens; the KV memory of this server "
-                f"holds at most {self._most_tokens}."
+                f"holds at most {served.facts.most_tokens}."
             )
         stream = self._streams[request.id] = RequestStream(request)
         self._worker.send(request)
@@ -211,8 +215,7 @@ class Service:
     def _close(self, stream: RequestStream) -> None:
         del self._streams[stream.request.id]
         self._outstanding -= 1
-        self._left.set()
-        self._left = asyncio.Event()
+        self._tell_left()
         if not self._streams:
             self._idle.set()
 
@@ -233,16 +236,57 @@ class Service:
         for call in self._calls:
             call.set_exception(EngineDead())
         self._calls.clear()
+        self._turn_away(EngineDead())
+        self._tell_left()
         self.died.set()
 
-    def _add_adapter(self, name: str, path: str) -> None:
-        self.adapters[name] = AdapterInfo(name, path, int(time.time()))
-        self.metrics.of(name)
+    def _turn_away(self, error: Exception) -> None:
+        """Ends the waiting of all who wait for a model."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
 
-    async def _on_thread(self, work: Callable[[Engine], T]) -> T:
-        """The result of ``work``, done on the engine thread between two steps."""
-        self._check_alive()
-        assert self._worker is not None and self._loop is not None
+    def _tell_left(self) -> None:
+        self._left.set()
+        self._left = asyncio.Event()
+
+    def _changed(self, change: Change) -> None:
+        """Takes in what became of a model."""
+        served, failure = self.models[change.model], change.failure
+        if change.kind in ("loaded", "failed"):
+            served.metrics.load(change.kind)
+        elif change.kind == "unloaded":
+            served.metrics.unload()
+            served.unloads += 1
+            self._tell_left()
+        if failure is None:
+            served.facts = change.facts
+        for hold in change.holds:
+            future = self._waiting.get(hold)
+            if future is None or future.done():
+                continue
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(ModelFailed(failure.reason, failure.retry_after))
+
+    def _send(self, work: Callable[[ModelPool], None]) -> None:
+        """Has something done on the engine thread between two steps."""
+
+        def run() -> None:
+            assert self._pool is not None
+            work(self._pool)
+
+        if self._worker is not None:
+            self._worker.send(run)
+
+    async def on_pool(self, work: Callable[[ModelPool], T]) -> T:
+        """The result of ``work``, done on the engine thread between two steps.
+
+        Raises what it raises of AdapterError, and EngineDead.
+        """
+        self.check_alive()
+        assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
         self._calls.add(future)
 
@@ -251,74 +295,53 @@ class Service:
                 self._calls.discard(future)
                 settled()
 
-        def run() -> None:
-            assert self._engine is not None
+        def run(pool: ModelPool) -> None:
             try:
-                result = work(self._engine)
+                result = work(pool)
             except AdapterError as error:
                 refusal = error
                 self._call(settle, lambda: future.set_exception(refusal))
             else:
                 self._call(settle, lambda: future.set_result(result))
 
-        self._worker.send(run)
+        self._send(run)
         return await asyncio.shield(future)
 
     # on the engine thread
 
-    def _build(self) -> tuple[SchedulerLike, Callable[[], Gauges]]:
+    def _build(self) -> tuple[SchedulerLike, Callable[[], Mapping[str, Gauges]]]:
         config = self.config
-        options = EngineOptions(
-            model=config.model,
-            kv_memory=config.kv_memory,
-            prefix_cache=config.prefix_cache,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            max_context=config.max_context,
-            adapter_slots=config.adapter_slots,
+        memory = ModelMemory(config.memory, config.kv_memory, several=bool(config.models))
+        members = [Member(served.config, served.door) for served in self.models]
+        pool = ModelPool(
+            members,
+            partial(self._open, memory),
+            memory,
+            tell=partial(self._call, self._changed),
+            wake=lambda: self._send(lambda _: None),
         )
-        started = start_engine(options, self._progress)
-        engine, loaded = started.engine, started.loaded
-        self._engine = engine
-        for name, path in config.adapters:
-            self._progress(f"reading adapter {name}")
-            engine.adapters.register(name, Path(path))
-            self._add_adapter(name, path)
-        scheduler = Scheduler(
-            engine,
-            max_rows=config.max_rows,
-            stall_target=config.stall_target_ms / 1000,
-            stats=self.metrics,
-        )
-        self.tokenizer = Tokenizer(loaded.tokenizer, system_boundary=engine.stateful)
-        self._most_tokens = engine.budget.most_tokens
-        self.info = ModelInfo(
-            name=config.served_model_name,
-            root=config.model,
-            max_model_len=loaded.max_context,
-            vocab_size=loaded.vocab_size,
-            eos_token_ids=loaded.eos_token_ids,
-            attention=engine.attention,
-            created=int(time.time()),
-            kv_memory=engine.budget.limit,
-            defaults=sampling_defaults(loaded.path),
-        )
+        pool.start()
+        self._pool = pool
 
-        def picture() -> Gauges:
-            memory = engine.memory()
-            return Gauges(
-                running=scheduler.running,
-                waiting=len(scheduler.waiting),
-                lent=memory.lent,
-                owned=memory.owned,
-                cached=memory.cached,
-                free=memory.free,
-                evicted_tokens=engine.forest.evicted_tokens,
-                active_memory=device.active_memory(),
-                weights=started.weights,
-            )
+        def picture() -> Mapping[str, Gauges]:
+            gauges = dict(pool.picture())
+            main = self.models.main.name
+            gauges[main] = gauges[main]._replace(active_memory=device.active_memory())
+            return gauges
 
-        return scheduler, picture
+        return pool, picture
+
+    def _open(self, memory: ModelMemory, member: Member) -> Pieces[Live]:
+        starting = self._pool is None
+
+        def progress(text: str) -> None:
+            if starting:
+                self._progress(text)
+            else:
+                log.info("%s: %s", member.name, text)
+
+        stats = self.models[member.name].metrics
+        return going_live(member.config, member.adapters, self.config, memory, stats, progress)
 
     def _on_engine(self, events: list[Event]) -> None:
         self._call(self._dispatch, events)

@@ -22,8 +22,23 @@ class EngineDead(Exception):
     """The engine is not running (any more), or the server is draining."""
 
 
+class UnknownModel(Exception):
+    """A model that is not configured."""
+
+
 class UnknownAdapter(Exception):
     """An adapter that is not there, or not any more."""
+
+
+class ModelFailed(Exception):
+    """A model that could not be loaded; the text says why and may be shown to the client.
+
+    ``retry_after`` is in seconds; nothing is tried before.
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 class RequestStream:

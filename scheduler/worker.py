@@ -1,4 +1,4 @@
-"""The engine thread: loads the model, steps the scheduler, hands events to the event loop.
+"""The engine thread: loads models, steps the scheduler, hands events to the event loop.
 
 It is the only thread that touches MLX: since MLX 0.31.2 streams are thread-local, and lazy
 arrays made on one thread do not evaluate on another.
@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from .events import Event, FinishReason
@@ -24,6 +24,9 @@ class Abort(NamedTuple):
     request_id: str
     reason: FinishReason = "abort"
 
+
+Picture = Callable[[], Mapping[str, Gauges]]
+"""Takes a picture of all models for the gauges."""
 
 Message = Request | Abort | Callable[[], None]
 """A request, the end of one, or work to do between two steps."""
@@ -51,7 +54,7 @@ class Worker:
 
     def __init__(
         self,
-        build: Callable[[], tuple[SchedulerLike, Callable[[], Gauges]]],
+        build: Callable[[], tuple[SchedulerLike, Picture]],
         deliver: Callable[[list[Event]], None],
         ready: Callable[[], None],
         died: Callable[[BaseException], None],
@@ -64,7 +67,7 @@ class Worker:
         self._wake = threading.Condition()
         self._stopping = False
         self._beat = time.monotonic()
-        self.gauges = Gauges()
+        self.gauges: Mapping[str, Gauges] = {}
         # A daemon: a hung device call must not keep the process alive after its exit code.
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -105,7 +108,7 @@ class Worker:
             log.debug("engine thread failed", exc_info=True)
             self._died(error)
 
-    def _loop(self, scheduler: SchedulerLike, picture: Callable[[], Gauges]) -> None:
+    def _loop(self, scheduler: SchedulerLike, picture: Picture) -> None:
         pictured = 0.0
         while self._receive(scheduler):
             events = scheduler.step() if scheduler.has_work else []

@@ -19,6 +19,7 @@ from .chat import ChatCompletions
 from .completions import Completions
 from .errors import exception_handlers
 from .generation import TextThreads
+from .model_admin import ModelAdmin
 from .models import Models
 from .ops import Ops
 
@@ -37,7 +38,7 @@ def create_app(
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
-    adapters = AdapterAdmin(service, adapter_dir)
+    adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
@@ -47,6 +48,9 @@ def create_app(
         Route("/admin/adapters", adapters.load, methods=["POST"]),
         Route("/admin/adapters/{name}", adapters.change, methods=["PATCH"]),
         Route("/admin/adapters/{name}", adapters.unload, methods=["DELETE"]),
+        Route("/admin/models", loads.all),
+        Route("/admin/models", loads.load, methods=["POST"]),
+        Route("/admin/models/{name:path}", loads.unload, methods=["DELETE"]),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),

@@ -12,8 +12,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.tokenizer import Message, Prompt, PromptError
-from scheduler.service import Service
+from engine.tokenizer import Message, Prompt, PromptError, Tokenizer
+from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .dialect import Dialect, Frame
@@ -110,30 +110,29 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
-        service, adapter = self.service, self.serves(body.model, body.adapter)
-        plan = _Plan(service, body, adapter, self.default_max_tokens)
-        with reserve(service, body.choices) as places:
+        service, target = self.service, self.serves(body.model, body.adapter)
+        served, copies = target.served, body.choices
+        with reserve(service, served, copies) as places, service.use(served) as use:
+            model = await self.loaded(request, served, use)
+            plan = _Plan(model, body, self.default_max_tokens)
             prompt = await self.threads.run(plan.prompt)
             name = f"chatcmpl-{uuid.uuid4().hex}"
-            generation = submit(service, places, [plan.plan(prompt)], body.choices, name)
+            generation = submit(service, target, places, [plan.plan(prompt)], copies, name)
         frame = Frame(name, "chat.completion", body.model, int(time.time()))
         if body.stream:
-            writer = _Chunks(service, frame, body.logprobs is True)
+            writer = _Chunks(model.tokenizer, frame, body.logprobs is True)
             return self.stream(generation, [prompt], writer, usage=body.wants_usage)
-        shape = partial(_message, service, body.logprobs is True)
+        shape = partial(_message, model.tokenizer, body.logprobs is True)
         return await self.whole(request, generation, [prompt], frame, shape)
 
 
 class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(
-        self, service: Service, body: ChatRequest, adapter: str | None, default_max_tokens: int
-    ) -> None:
-        info = service.info
-        self._service = service
+    def __init__(self, model: LoadedModel, body: ChatRequest, default_max_tokens: int) -> None:
+        info = self._info = model.info
+        self._tokenizer = model.tokenizer
         self._body = body
-        self._adapter = adapter
         self._default = default_max_tokens
         self._messages = [_message_dict(i, m) for i, m in enumerate(_listed(body.messages))]
         self._tools = _tools(body)
@@ -141,13 +140,13 @@ class _Plan:
         self._stops = body.stops()
         self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
         self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
-        if not service.tokenizer.has_chat_template:
+        if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
 
     def prompt(self) -> Prompt:
         """Renders and tokenises. Raises ApiError."""
         try:
-            return self._service.tokenizer.chat(self._messages, self._tools, self._options)
+            return self._tokenizer.chat(self._messages, self._tools, self._options)
         except PromptError as error:
             raise bad_request(str(error), "messages") from error
 
@@ -156,17 +155,16 @@ class _Plan:
         body, wanted, param = self._body, self._body.max_tokens, "max_tokens"
         if body.max_completion_tokens is not None:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
-        context = self._service.info.max_model_len
+        context = self._info.max_model_len
         most = reply_length(len(prompt.tokens), wanted, self._default, context, param, "messages")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._adapter)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output)
 
     def _output(self, prompt: Prompt) -> Output:
-        tokenizer = self._service.tokenizer
         return Output(
-            tokenizer.detokenizer(),
+            self._tokenizer.detokenizer(),
             self._stops,
-            tokenizer,
+            self._tokenizer,
             thinking=prompt.thinking,
             tools=self._tools or (),
             one_call=self._body.parallel_tool_calls is False,
@@ -301,7 +299,7 @@ def _fields(delta: Delta) -> dict[str, Any]:
 
 
 def _message(
-    service: Service, logprobs: bool, choice: Choice, pieces: list[Piece]
+    tokenizer: Tokenizer, logprobs: bool, choice: Choice, pieces: list[Piece]
 ) -> dict[str, Any]:
     """A whole choice."""
     delta = Delta.joined([p.delta for p in pieces])
@@ -315,7 +313,7 @@ def _message(
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": chat_logprobs(service.tokenizer, tokens) if logprobs else None,
+        "logprobs": chat_logprobs(tokenizer, tokens) if logprobs else None,
         "finish_reason": choice.finish_reason,
     }
 
@@ -323,8 +321,8 @@ def _message(
 class _Chunks:
     """The chunks of a streamed chat."""
 
-    def __init__(self, service: Service, frame: Frame, logprobs: bool) -> None:
-        self._tokenizer = service.tokenizer
+    def __init__(self, tokenizer: Tokenizer, frame: Frame, logprobs: bool) -> None:
+        self._tokenizer = tokenizer
         self._frame = frame._replace(object="chat.completion.chunk")
         self._logprobs = logprobs
 

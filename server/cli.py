@@ -6,6 +6,8 @@ import importlib.metadata
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -48,14 +50,17 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         known = [p.name for p in context.command.params if p.name and p.name != "config"]
         try:
-            context.default_map = read_file(path, known)
+            settings = read_file(path, [*known, "models"])
         except ConfigError as error:
             raise typer.BadParameter(str(error)) from error
+        context.meta["models"] = settings.pop("models", {})
+        context.default_map = settings
     return path
 
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +121,15 @@ def serve(
             envvar="COMMONS_KV_MEMORY",
             help="KV of running requests and cache together, e.g. 12GB; by default what the "
             "device recommends, less weights and a margin.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            envvar="COMMONS_MEMORY",
+            help="Weights of all loaded models and KV together; by default what the device "
+            "recommends. Models of the settings file are unloaded to stay within it.",
         ),
     ] = None,
     prefix_cache: Annotated[
@@ -184,23 +198,27 @@ def serve(
     from engine import embedded
     from scheduler.info import ServiceConfig
     from server.config import ConfigError, ServerConfig, parse_adapters, parse_size, served_name
+    from server.model_tables import parse_models
     from server.process import run
 
     _log(log_level)
     path = model or str(embedded.path())
     name = served_model_name or served_name(path)
-    try:
-        memory = None if kv_memory is None else parse_size(kv_memory)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--kv-memory") from error
-    try:
+    with _blaming("--kv-memory"):
+        kv_bytes = None if kv_memory is None else parse_size(kv_memory)
+    with _blaming("--memory"):
+        all_bytes = None if memory is None else parse_size(memory)
+        if all_bytes is not None and all_bytes <= (kv_bytes or 0):
+            raise ConfigError(f"{memory!r} leaves nothing for weights beside --kv-memory")
+    with _blaming("--adapter"):
         adapters = parse_adapters(adapter or (), name)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--adapter") from error
+    with _blaming("--config"):
+        tables = context.meta.get("models", {})
+        models = parse_models(tables, name, [adapter_name for adapter_name, _ in adapters])
     service = ServiceConfig(
         model=path,
         served_model_name=name,
-        kv_memory=memory,
+        kv_memory=kv_bytes,
         prefix_cache=prefix_cache,
         max_rows=max_rows,
         max_queue=max_queue,
@@ -210,9 +228,22 @@ def serve(
         max_context=max_context,
         adapters=adapters,
         adapter_slots=adapter_slots,
+        memory=all_bytes,
+        models=models,
     )
     server = ServerConfig(service, host, port, default_max_tokens, drain_timeout, adapter_dir)
     _leave(run(server))
+
+
+@contextmanager
+def _blaming(option: str) -> Iterator[None]:
+    """Says which option is at fault."""
+    from server.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _leave(code: int) -> NoReturn:

@@ -11,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.tokenizer import Prompt
-from scheduler.service import Service
+from engine.tokenizer import Prompt, Tokenizer
+from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .dialect import Dialect, Frame
@@ -47,32 +47,33 @@ class Completions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, CompletionRequest, REFUSED)
-        service, adapter = self.service, self.serves(body.model, body.adapter)
+        service, target = self.service, self.serves(body.model, body.adapter)
         texts = _prompts(body)
-        if len(texts) * body.choices > MOST_CHOICES:
+        served, places_needed = target.served, len(texts) * body.choices
+        if places_needed > MOST_CHOICES:
             raise bad_request(f"At most {MOST_CHOICES} replies are possible.", "n")
-        check = _Checked(service, body, adapter)
-        with reserve(service, len(texts) * body.choices) as places:
+        with reserve(service, served, places_needed) as places, service.use(served) as use:
+            model = await self.loaded(request, served, use)
+            check = _Checked(model, body)
             prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
             plans = [check.plan(prompt) for prompt in prompts]
             name = f"cmpl-{uuid.uuid4().hex}"
-            generation = submit(service, places, plans, body.choices, name)
+            generation = submit(service, target, places, plans, body.choices, name)
         frame = Frame(name, "text_completion", body.model, int(time.time()))
         wants = body.logprobs is not None
         if body.stream:
-            writer = _Chunks(service, frame, wants)
+            writer = _Chunks(model.tokenizer, frame, wants)
             return self.stream(generation, prompts, writer, usage=body.wants_usage)
-        shape = partial(_choice, service, wants)
+        shape = partial(_choice, model.tokenizer, wants)
         return await self.whole(request, generation, prompts, frame, shape)
 
 
 class _Checked:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, service: Service, body: CompletionRequest, adapter: str | None) -> None:
-        info = service.info
-        self._adapter = adapter
-        self._service = service
+    def __init__(self, model: LoadedModel, body: CompletionRequest) -> None:
+        info = self._info = model.info
+        self._tokenizer = model.tokenizer
         self._body = body
         self._stops = body.stops()
         self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
@@ -84,22 +85,22 @@ class _Checked:
     def prompt(self, text: str | list[int]) -> Prompt:
         """Tokenises. Raises ApiError."""
         if isinstance(text, str):
-            return Prompt(self._service.tokenizer.encode(text, special=True), (), False)
-        check_tokens("prompt", text, self._service.info.vocab_size)
+            return Prompt(self._tokenizer.encode(text, special=True), (), False)
+        check_tokens("prompt", text, self._info.vocab_size)
         return Prompt(tuple(text), (), False)
 
     def plan(self, prompt: Prompt) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
-        context = self._service.info.max_model_len
+        context = self._info.max_model_len
         wanted = self._body.max_tokens
         most = reply_length(
             len(prompt.tokens), wanted, DEFAULT_MAX_TOKENS, context, "max_tokens", "prompt"
         )
-        output, adapter = partial(self._output, prompt), self._adapter
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, adapter)
+        output = partial(self._output, prompt)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output)
 
     def _output(self, prompt: Prompt) -> Output:
-        return Output(self._service.tokenizer.detokenizer(prompt.tokens), self._stops)
+        return Output(self._tokenizer.detokenizer(prompt.tokens), self._stops)
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
@@ -120,14 +121,14 @@ def _prompts(body: CompletionRequest) -> list[str | list[int]]:
 
 
 def _choice(
-    service: Service, logprobs: bool, choice: Choice, pieces: list[Piece]
+    tokenizer: Tokenizer, logprobs: bool, choice: Choice, pieces: list[Piece]
 ) -> dict[str, Any]:
     """A whole choice."""
     tokens = [t for p in pieces for t in p.tokens]
     return {
         "index": choice.index,
         "text": Delta.joined([p.delta for p in pieces]).text,
-        "logprobs": text_logprobs(service.tokenizer, tokens, 0)[0] if logprobs else None,
+        "logprobs": text_logprobs(tokenizer, tokens, 0)[0] if logprobs else None,
         "finish_reason": choice.finish_reason,
     }
 
@@ -135,8 +136,8 @@ def _choice(
 class _Chunks:
     """The chunks of a streamed completion."""
 
-    def __init__(self, service: Service, frame: Frame, logprobs: bool) -> None:
-        self._tokenizer = service.tokenizer
+    def __init__(self, tokenizer: Tokenizer, frame: Frame, logprobs: bool) -> None:
+        self._tokenizer = tokenizer
         self._frame = frame
         self._logprobs = logprobs
         self._offsets: defaultdict[int, int] = defaultdict(int)

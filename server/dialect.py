@@ -12,12 +12,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.tokenizer import Prompt
+from scheduler.live import LoadedModel
+from scheduler.served import Served, Target
 from scheduler.service import Service
-from scheduler.streams import UnknownAdapter
+from scheduler.streams import EngineDead, ModelFailed, UnknownAdapter, UnknownModel
+from scheduler.use import Use
 
 from .clients import ClientGone, while_connected
 from .errors import ApiError, error_body, error_response
-from .generation import Choice, Generation, Piece, TextThreads, Usage, complete
+from .generation import Choice, Generation, Piece, TextThreads, Usage, complete, not_loaded
 from .sse import Emit, EventStream, event
 
 logger = logging.getLogger("commons.server")
@@ -69,38 +72,51 @@ class Writer(Protocol):
 
 def unknown_model(service: Service, model: str, adapter: str | None) -> ApiError:
     """The error for a model, or an adapter, that is not served."""
-    base, names = service.config.served_model_name, sorted(service.adapters)
-    if adapter is not None and model == base:
+    if adapter is not None and any(served.name == model for served in service.models):
+        names = sorted(service.models[model].adapters)
         has = f"it has {', '.join(names[:20])}" if names else "it has none"
-        message = f"The model {base!r} has no adapter {adapter[:200]!r}; {has}."
+        message = f"The model {model!r} has no adapter {adapter[:200]!r}; {has}."
         return ApiError(404, message, code="model_not_found", param="adapter")
     message = f"The model {model[:200]!r} does not exist; /v1/models lists what does."
     return ApiError(404, message, code="model_not_found", param="model")
 
 
 class Dialect:
-    """A route that answers with replies of the served model."""
+    """A route that answers with replies of the served models."""
 
     def __init__(self, service: Service, threads: TextThreads, default_max_tokens: int) -> None:
         self.service = service
         self.threads = threads
         self.default_max_tokens = default_max_tokens
 
-    def serves(self, model: str, adapter: str | None) -> str | None:
-        """The adapter that is meant, None for the base.
-
-        Raises ApiError 404, or 503 while nothing is loaded.
-        """
+    def serves(self, model: str, adapter: str | None) -> Target:
+        """What is meant. Raises ApiError 404, or 503 while the main model is loading."""
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
-        if not health.loaded and model == self.service.config.served_model_name:
+        try:
+            target = self.service.models.resolve(model, adapter)
+        except (UnknownModel, UnknownAdapter) as error:
+            raise unknown_model(self.service, model, adapter) from error
+        if not health.loaded:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
+        return target
+
+    async def loaded(self, request: Request, served: Served, use: Use) -> LoadedModel:
+        """The model, as soon as it is there; the client may hang up while it is being loaded.
+
+        Raises ApiError 503 with the reason where it cannot be loaded.
+        """
         try:
-            return self.service.resolve(model, adapter)
-        except UnknownAdapter as error:
-            raise unknown_model(self.service, model, adapter) from error
+            if use.ready:
+                return await use.wait()
+            return await while_connected(request.receive, use.wait())
+        except ClientGone as error:
+            served.metrics.client_disconnect()
+            raise ApiError(CLIENT_CLOSED, "The client went away.") from error
+        except (ModelFailed, EngineDead) as error:
+            raise not_loaded(self.service, served, error) from error
 
     async def whole(
         self,
@@ -114,7 +130,7 @@ class Dialect:
         try:
             pieces = await while_connected(request.receive, complete(generation))
         except ClientGone:
-            self.service.metrics.client_disconnect()
+            generation.metrics.client_disconnect()
             return Response(status_code=CLIENT_CLOSED)
         finally:
             generation.abort()
@@ -133,20 +149,18 @@ class Dialect:
         usage: bool,
     ) -> Response:
         """The response as a stream of events."""
-        return _Streaming(self.service, generation, prompts, writer, usage)
+        return _Streaming(generation, prompts, writer, usage)
 
 
 class _Streaming(Response):
     def __init__(
         self,
-        service: Service,
         generation: Generation,
         prompts: Sequence[Prompt],
         writer: Writer,
         wants_usage: bool,
     ) -> None:
         super().__init__()
-        self._service = service
         self._generation = generation
         self._prompts = prompts
         self._writer = writer
@@ -156,7 +170,7 @@ class _Streaming(Response):
         try:
             await self._run(scope, receive, send)
         except ClientGone:
-            self._service.metrics.client_disconnect()
+            self._generation.metrics.client_disconnect()
         finally:
             self._generation.abort()
 

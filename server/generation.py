@@ -17,10 +17,13 @@ import anyio
 from engine.params import SamplingParams
 from engine.tokenizer import Prompt
 from scheduler.events import Finished, Token
+from scheduler.metrics import ModelMetrics
 from scheduler.request import Request
+from scheduler.served import Served, Target
 from scheduler.service import Service
 from scheduler.streams import (
     EngineDead,
+    ModelFailed,
     QueueFull,
     RequestStream,
     Reservation,
@@ -119,10 +122,11 @@ class Choice:
 
 
 class Generation:
-    """All replies of one response."""
+    """All replies of one response; ``metrics`` are their model's."""
 
-    def __init__(self, choices: Sequence[Choice]) -> None:
+    def __init__(self, choices: Sequence[Choice], metrics: ModelMetrics) -> None:
         self.choices = choices
+        self.metrics = metrics
         self._began = time.perf_counter()
 
     def abort(self) -> None:
@@ -161,58 +165,72 @@ class Plan(NamedTuple):
     sampling: SamplingParams
     stop_ids: frozenset[int]
     output: Callable[[], Output]
-    adapter: str | None
 
 
-def reserve(service: Service, places: int) -> Reservation:
+def reserve(service: Service, served: Served, places: int) -> Reservation:
     """Places in the queue. Raises ApiError 503."""
     try:
         return service.reserve(places)
     except QueueFull as error:
-        service.metrics.rejection("queue_full")
+        served.metrics.rejection("queue_full")
         message = "The server is busy: its queue is full. Try again."
         raise ApiError(503, message, "server_error", "queue_full", None, RETRY_AFTER) from error
     except EngineDead as error:
-        raise _stopped(service) from error
+        raise _stopped(service, served) from error
 
 
-def _stopped(service: Service) -> ApiError:
+def _stopped(service: Service, served: Served) -> ApiError:
     """The error for a request that came too late, which is counted."""
     if service.health().draining:
-        service.metrics.rejection("draining")
+        served.metrics.rejection("draining")
         message = "The server is shutting down."
         return ApiError(503, message, "server_error", "not_ready", None, DRAINED_AFTER)
-    service.metrics.rejection("engine_dead")
+    served.metrics.rejection("engine_dead")
     return ApiError(503, "The engine does not run.", "server_error", "engine_dead")
 
 
+def not_loaded(service: Service, served: Served, error: ModelFailed | EngineDead) -> ApiError:
+    """The error for a request whose model did not come into memory, which is counted."""
+    if isinstance(error, EngineDead):
+        return _stopped(service, served)
+    served.metrics.rejection("model_failed")
+    message = f"The model {served.name!r} cannot be loaded: {error}."
+    return ApiError(503, message, "server_error", "model_failed", None, error.retry_after)
+
+
 def submit(
-    service: Service, places: Reservation, plans: Sequence[Plan], copies: int, name: str
+    service: Service,
+    target: Target,
+    places: Reservation,
+    plans: Sequence[Plan],
+    copies: int,
+    name: str,
 ) -> Generation:
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
     choices: list[Choice] = []
+    metrics = target.served.metrics
+    generation = Generation(choices, metrics)
     try:
         for plan in plans:
             for copy in range(copies):
                 index = len(choices)
-                request = _request(plan, f"{name}-{index}", copy)
-                stream = places.submit(request)
+                stream = places.submit(_request(target, plan, f"{name}-{index}", copy))
                 choices.append(Choice(index, stream, plan.output(), service))
     except Unfit as error:
-        Generation(choices).abort()
-        service.metrics.rejection("prompt_too_large")
+        generation.abort()
+        metrics.rejection("prompt_too_large")
         raise bad_request(str(error), code="context_length_exceeded") from error
     except UnknownAdapter as error:
-        Generation(choices).abort()
+        generation.abort()
         message = f"The adapter {str(error)!r} has just been unloaded."
         raise ApiError(404, message, code="model_not_found", param="model") from error
     except EngineDead as error:
-        Generation(choices).abort()
-        raise _stopped(service) from error
-    return Generation(choices)
+        generation.abort()
+        raise _stopped(service, target.served) from error
+    return generation
 
 
-def _request(plan: Plan, name: str, copy: int) -> Request:
+def _request(target: Target, plan: Plan, name: str, copy: int) -> Request:
     sampling = plan.sampling
     if sampling.seed is not None and copy:
         sampling = replace(sampling, seed=sampling.seed + copy)
@@ -223,7 +241,8 @@ def _request(plan: Plan, name: str, copy: int) -> Request:
         sampling=sampling,
         stop_token_ids=plan.stop_ids,
         boundaries=plan.prompt.boundaries,
-        adapter=plan.adapter,
+        adapter=target.adapter,
+        model=target.served.name,
     )
 
 

@@ -7,31 +7,37 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from scheduler.info import AdapterInfo, ModelInfo
+from scheduler.info import AdapterInfo
+from scheduler.served import Served
 from scheduler.service import Service
-from scheduler.streams import UnknownAdapter
+from scheduler.streams import UnknownAdapter, UnknownModel
 
 from .dialect import encode, unknown_model
 
 
-def model_dict(info: ModelInfo) -> dict[str, Any]:
-    """A base model in the OpenAI shape, with what is worth knowing beside it."""
+def model_dict(served: Served) -> dict[str, Any]:
+    """A base model in the OpenAI shape, with what is worth knowing beside it.
+
+    What only a loaded model knows is null until then.
+    """
+    info = None if served.facts is None else served.facts.info
     return {
-        "id": info.name,
+        "id": served.name,
         "object": "model",
-        "created": info.created,
+        "created": served.created,
         "owned_by": "mlx-commons",
-        "root": info.root,
+        "root": served.config.model,
         "parent": None,
-        "max_model_len": info.max_model_len,
-        "attention": info.attention,
+        "max_model_len": None if info is None else info.max_model_len,
+        "attention": None if info is None else info.attention,
+        "loaded": info is not None,
     }
 
 
-def adapter_dict(info: ModelInfo, adapter: AdapterInfo) -> dict[str, Any]:
+def adapter_dict(served: Served, adapter: AdapterInfo) -> dict[str, Any]:
     """An adapter as the model that it makes of its base."""
-    own = {"id": f"{info.name}:{adapter.name}", "created": adapter.created, "root": adapter.path}
-    return model_dict(info) | own | {"parent": info.name}
+    own = {"id": f"{served.name}:{adapter.name}", "created": adapter.created, "root": adapter.path}
+    return model_dict(served) | own | {"parent": served.name}
 
 
 class Models:
@@ -41,28 +47,29 @@ class Models:
         self._service = service
 
     async def all(self, request: Request) -> Response:
-        """``GET /v1/models``; empty while nothing is loaded."""
+        """``GET /v1/models``; empty until the server is ready."""
         return _json({"object": "list", "data": self._entries()})
 
     async def one(self, request: Request) -> Response:
         """``GET /v1/models/ID``. Raises ApiError 404."""
         name = request.path_params["model"]
         try:
-            adapter = self._service.resolve(name)
-        except UnknownAdapter as error:
+            served, adapter = self._service.models.resolve(name)
+        except (UnknownModel, UnknownAdapter) as error:
             raise unknown_model(self._service, name, None) from error
         if not self._service.health().loaded:
             raise unknown_model(self._service, name, None)
-        info = self._service.info
         if adapter is None:
-            return _json(model_dict(info))
-        return _json(adapter_dict(info, self._service.adapters[adapter]))
+            return _json(model_dict(served))
+        return _json(adapter_dict(served, served.adapters[adapter]))
 
     def _entries(self) -> list[dict[str, Any]]:
-        if not self._service.health().loaded:
-            return []
-        info, adapters = self._service.info, self._service.adapters.values()
-        return [model_dict(info), *(adapter_dict(info, a) for a in adapters)]
+        entries: list[dict[str, Any]] = []
+        if self._service.health().loaded:
+            for served in self._service.models:
+                entries.append(model_dict(served))
+                entries += [adapter_dict(served, a) for a in served.adapters.values()]
+        return entries
 
 
 def _json(body: dict[str, Any]) -> Response:

@@ -103,7 +103,7 @@ class _Process:
                 self._startup.failed("interrupted while loading")
                 return 128 + first.result()
             loading.result()
-            self._startup.ready(self._service.info, self._url())
+            self._startup.ready(self._service.models, self._url())
             await asyncio.wait({first, died}, return_when=asyncio.FIRST_COMPLETED)
             if died.done():
                 self._startup.failed(f"the engine failed: {self._service.health().error}")

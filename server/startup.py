@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
 
-from scheduler.info import ModelInfo
+from scheduler.served import Served
 
 logger = logging.getLogger("commons.server")
 
@@ -36,15 +37,12 @@ class Startup:
         if self._console.is_terminal:
             self._status.update(escape(text))
 
-    def ready(self, info: ModelInfo, url: str) -> None:
+    def ready(self, models: Iterable[Served], url: str) -> None:
         """The end: what is served, and where."""
         self._status.stop()
         seconds = time.perf_counter() - self._began
-        self._console.print(
-            f"  {escape(info.name)}: context {info.max_model_len:,} tokens, "
-            f"attention {info.attention}, KV memory {info.kv_memory / 1e9:.1f} GB",
-            soft_wrap=True,
-        )
+        for served in models:
+            self._console.print(f"  {escape(served.name)}: {_summary(served)}", soft_wrap=True)
         self._console.print(f"  ready at [bold]{url}[/bold] after {seconds:.1f} s", soft_wrap=True)
 
     def failed(self, line: str) -> None:
@@ -55,3 +53,14 @@ class Startup:
     def note(self, text: str) -> None:
         """Anything worth a line later on."""
         self._console.print(f"  {escape(text)}", soft_wrap=True)
+
+
+def _summary(served: Served) -> str:
+    """What there is to say of a model."""
+    if served.facts is None:
+        return "cannot be loaded" if served.config.keep_loaded else "loaded on demand"
+    info = served.facts.info
+    return (
+        f"context {info.max_model_len:,} tokens, attention {info.attention}, "
+        f"KV memory {info.kv_memory / 1e9:.1f} GB"
+    )

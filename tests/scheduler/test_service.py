@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from engine.loader import LoadError
 from scheduler.events import Finished, Token
 from scheduler.info import ServiceConfig
+from scheduler.live import LoadedModel
 from scheduler.metrics import Gauges, Metrics
 from scheduler.request import Request
 from scheduler.service import LoadFailed, Service
@@ -45,9 +45,8 @@ class Bench(Service):
     def _build(self):
         if self.build_error is not None:
             raise self.build_error
-        self.info = SimpleNamespace(name="x")
-        self._most_tokens = MOST_TOKENS
-        return self.scheduler, lambda: Gauges(running=self.scheduler.open)
+        self.models.main.facts = LoadedModel(None, None, MOST_TOKENS)
+        return self.scheduler, lambda: {"x": Gauges(running=self.scheduler.open)}
 
     def _dispatch(self, events) -> None:
         self.woken.append((threading.get_ident(), len(events)))
@@ -72,7 +71,7 @@ async def running(**limits: int):
 
 
 def request(name: str, tokens: int = 3) -> Request:
-    return Request(name, (1,) * tokens, 4)
+    return Request(name, (1,) * tokens, 4, model="x")
 
 
 def submit(service: Service, *names: str):

@@ -29,9 +29,9 @@ class Desk:
             lambda error: self.note("died", error),
         )
 
-    def picture(self) -> Gauges:
+    def picture(self) -> dict[str, Gauges]:
         self.pictures += 1
-        return Gauges(running=self.scheduler.open)
+        return {"x": Gauges(running=self.scheduler.open)}
 
     def note(self, what, argument) -> None:
         self.calls.put((what, argument, threading.get_ident()))
@@ -118,7 +118,7 @@ def test_the_picture_shows_an_engine_that_came_to_rest():
         desk.worker.send(request("a"))
         desk.scheduler.steps.put([end("a")])
         desk.next()
-        assert desk.worker.gauges.running == 0
+        assert desk.worker.gauges["x"].running == 0
         assert desk.pictures >= 2
 
 

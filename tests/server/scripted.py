@@ -12,6 +12,7 @@ from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
 from scheduler.events import Finished, Token
 from scheduler.info import Health, ModelInfo, ServiceConfig
+from scheduler.live import LoadedModel
 from scheduler.metrics import Metrics
 from scheduler.request import Request
 from scheduler.service import Service
@@ -34,9 +35,10 @@ class Scripted(Service):
     def __init__(self) -> None:
         registry = CollectorRegistry()
         super().__init__(ServiceConfig("m", "m"), Metrics(registry), lambda _: None)
-        self.metrics.start("m")
         self.tokenizer = tokenizer()
-        self.info = ModelInfo("m", "m", 4096, 3072, frozenset({EOS}), "lent", 0, 1 << 30, DEFAULTS)
+        info = ModelInfo("m", "m", 4096, 3072, frozenset({EOS}), "lent", 0, 1 << 30, DEFAULTS)
+        self.models.main.facts = LoadedModel(info, self.tokenizer, 1 << 30)
+        self.models.main.door.open()
         self.says = ""
         self.state = GOOD
         self.fits = 1 << 30  # requests that are taken; each one after them never fits
@@ -47,12 +49,12 @@ class Scripted(Service):
     def health(self) -> Health:
         return self.state
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
         if not self.state.ready:
             raise EngineDead
 
     def enqueue(self, request: Request) -> RequestStream:
-        self._check_alive()
+        self.check_alive()
         if len(self.requests) >= self.fits:
             raise Unfit("The prompt has too many tokens.")
         self.requests.append(request)

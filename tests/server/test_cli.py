@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engine import embedded
+from scheduler.info import ModelConfig
 from server import cli, process
 from server.config import ServerConfig
 
@@ -106,12 +107,28 @@ def test_line_over_environment_over_file(started: list[ServerConfig], tmp_path: 
     assert config.service.served_model_name == "from-file"
 
 
+def test_further_models_come_from_the_file(started: list[ServerConfig], tmp_path: Path) -> None:
+    file = tmp_path / "commons.toml"
+    file.write_text(
+        'memory = "32GB"\nkv-memory = "4GB"\nadapter = ["sql=/a/sql"]\n'
+        '[models.coder]\nmodel = "org/coder"\nkeep-loaded = true\n'
+    )
+    assert invoke("serve", "--config", str(file), "--kv-memory", "5GB").exit_code == 0
+    (config,) = started
+    service = config.service
+    assert (service.memory, service.kv_memory) == (32_000_000_000, 5_000_000_000)
+    assert service.models == (ModelConfig("coder", "org/coder", keep_loaded=True),)
+    assert [m.name for m in service.all_models] == ["commons-tiny", "coder"]
+    assert service.all_models[0].adapters == (("sql", "/a/sql"),)
+
+
 def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
     env = {
         "COMMONS_MODEL": "some/model",
         "COMMONS_SERVED_MODEL_NAME": "name",
         "COMMONS_HOST": "::1",
         "COMMONS_KV_MEMORY": "1MiB",
+        "COMMONS_MEMORY": "1GiB",
         "COMMONS_PREFIX_CACHE": "false",
         "COMMONS_STALL_TARGET_MS": "7.5",
         "COMMONS_DEFAULT_MAX_TOKENS": "9",
@@ -125,6 +142,7 @@ def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
     service = config.service
     assert (service.model, service.served_model_name, config.host) == ("some/model", "name", "::1")
     assert (service.kv_memory, service.prefix_cache) == (1 << 20, False)
+    assert service.memory == 1 << 30
     assert (service.stall_target_ms, config.default_max_tokens) == (7.5, 9)
     assert (service.max_context, service.dtype, config.drain_timeout) == (99, "float32", 0.0)
     assert not service.trust_remote_code
@@ -140,6 +158,9 @@ def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
         ("max_rows = 0", "--max-rows"),
         ('config = "other"', "'config' is not a setting"),
         ('kv-memory = "x"', "'x' is not a size"),
+        ('memory = "x"', "'x' is not a size"),
+        ('memory = "4GB"\nkv-memory = "4GB"', "leaves nothing for weights"),
+        ("[models.a]", "'model' is missing"),
     ],
 )
 def test_bad_file_is_refused(

@@ -1,0 +1,92 @@
+"""The configured models as the event loop sees them, and what the names in requests mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from .door import Door
+from .info import AdapterInfo, ModelConfig
+from .live import LoadedModel
+from .metrics import ModelMetrics
+from .streams import UnknownAdapter, UnknownModel
+
+
+class Served:
+    """One model: ``facts`` while it is loaded, and what is known of it without.
+
+    ``created`` is in Unix seconds: when the server began to offer it. ``unloads`` counts how
+    often it was unloaded.
+    """
+
+    def __init__(self, config: ModelConfig, metrics: ModelMetrics) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.door = Door()
+        self.facts: LoadedModel | None = None
+        self.unloads = 0
+        self.created = int(time.time())
+        self.adapters: dict[str, AdapterInfo] = {}
+        for name, path in config.adapters:
+            self.add_adapter(name, path)
+
+    @property
+    def name(self) -> str:
+        """The id of the base in requests."""
+        return self.config.name
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """Offers an adapter from now on; its series begin at 0."""
+        self.adapters[name] = AdapterInfo(name, path, int(time.time()))
+        self.metrics.of(name)
+
+
+class Target(NamedTuple):
+    """What a request is for: a model, with one of its adapters or None."""
+
+    served: Served
+    adapter: str | None = None
+
+
+class Catalogue:
+    """All models of a server, the main one first."""
+
+    def __init__(self, models: Iterable[Served]) -> None:
+        self._models = {served.name: served for served in models}
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._models.values())
+
+    def __getitem__(self, name: str) -> Served:
+        """The model with just this name. Raises UnknownModel."""
+        try:
+            return self._models[name]
+        except KeyError:
+            raise UnknownModel(name) from None
+
+    @property
+    def main(self) -> Served:
+        """The model that is always loaded."""
+        return next(iter(self))
+
+    def resolve(self, model: str, adapter: str | None = None) -> Target:
+        """What a request's ``model`` and ``adapter`` mean.
+
+        An adapter is also a model: ``BASE:ADAPTER``, or ``ADAPTER`` of the first model that has
+        one of that name. Raises UnknownModel, UnknownAdapter.
+        """
+        if model in self._models:
+            return Target(self._models[model], self._known(self._models[model], adapter))
+        for served in self:
+            named = model.removeprefix(f"{served.name}:")
+            if named in served.adapters:
+                if adapter not in (None, named):
+                    raise UnknownAdapter(adapter)
+                return Target(served, named)
+        raise UnknownModel(model)
+
+    def _known(self, served: Served, adapter: str | None) -> str | None:
+        if adapter is not None and adapter not in served.adapters:
+            raise UnknownAdapter(adapter)
+        return adapter

@@ -1,0 +1,80 @@
+"""The ``[models.NAME]`` tables of a settings file: base models beside the main one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from engine.weights import DTYPES
+from scheduler.info import ModelConfig
+
+from .config import ConfigError, parse_adapters
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+LEAST_CONTEXT = 2  # tokens
+KINDS: dict[str, tuple[type, str]] = {
+    "model": (str, "a text"),
+    "dtype": (str, "a text"),
+    "max_context": (int, "a whole number"),
+    "trust_remote_code": (bool, "true or false"),
+    "keep_loaded": (bool, "true or false"),
+    "adapters": (dict, "a table of NAME = PATH"),
+}
+
+
+def parse_models(
+    tables: object, main: str, adapters: Collection[str] = ()
+) -> tuple[ModelConfig, ...]:
+    """The models of ``tables``, the value of ``models`` in a file. Raises ConfigError.
+
+    ``main`` is the name of the main model, ``adapters`` are those of its adapters.
+    """
+    if not isinstance(tables, Mapping):
+        raise ConfigError("'models' is not a table: write [models.NAME]")
+    models = tuple(_model(name, table) for name, table in tables.items())
+    names = [main, *tables]
+    bare = {*adapters, *(name for m in models for name, _ in m.adapters)}
+    for name in names:
+        if names.count(name) > 1 or name in bare:
+            raise ConfigError(f"[models.{name}]: there are two models with the name {name!r}")
+    return models
+
+
+def _model(name: str, table: object) -> ModelConfig:
+    where = f"[models.{name}]"
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: no name for a model: up to 128 letters, digits, '.', '_', '/' and '-'"
+        )
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"'models.{name}' is not a table: write {where}")
+    given: dict[str, Any] = {key.replace("-", "_"): value for key, value in table.items()}
+    for key, value in given.items():
+        _check(where, key, value)
+    if not given.get("model"):
+        raise ConfigError(f"{where}: 'model' is missing: give a path or a repository id")
+    adapters = given.pop("adapters", {})
+    return ModelConfig(name=name, adapters=_adapters(where, name, adapters), **given)
+
+
+def _check(where: str, key: str, value: Any) -> None:
+    if key not in KINDS:
+        raise ConfigError(f"{where}: {key!r} is not a setting; there are {', '.join(KINDS)}")
+    kind, text = KINDS[key]
+    if type(value) is not kind:
+        raise ConfigError(f"{where}: {key!r} is {text}, not {value!r}")
+    if key == "dtype" and value not in DTYPES:
+        raise ConfigError(f"{where}: 'dtype' is one of {', '.join(DTYPES)}, not {value!r}")
+    if isinstance(value, int) and key == "max_context" and value < LEAST_CONTEXT:
+        raise ConfigError(f"{where}: 'max_context' is at least {LEAST_CONTEXT}, not {value}")
+
+
+def _adapters(where: str, base: str, table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    for name, path in table.items():
+        if not isinstance(path, str):
+            raise ConfigError(f"{where}: the adapter {name!r} is a path, not {path!r}")
+    try:
+        return parse_adapters((f"{name}={path}" for name, path in table.items()), base)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
