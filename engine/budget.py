@@ -43,7 +43,8 @@ class RowBytes(NamedTuple):
 class Budget:
     """Grants bytes up to ``limit``, and evicts for them what is cached and not on loan.
 
-    ``pools`` hold the tails of rows of different kinds. ``lengths`` tells how many tokens each running row has.
+    ``pools`` hold the tails of rows of different kinds. ``lengths`` tells how many tokens each
+    running row has.
     """
 
     def __init__(

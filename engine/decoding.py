@@ -91,7 +91,7 @@ class Decoding:
         plan = None
         if self._network.lends:
             plan = DecodePlan(spans, {s.row: s.row.lent() for s in spans})
-        with self._adapters.using([s.row.variant.adapter for s in spans for _ in range(s.count)]):
+        with self._adapters.using([s.row.variant.adapter for s in spans for _ in range(s.width)]):
             logits = self._network.forward(ids[:, None], plan, self.batch.caches)
         return logits[:, -1]
 
@@ -140,9 +140,7 @@ def _ids(spans: Sequence[Span], proposals: Proposals) -> mx.array:
     return known
 
 
-def _samplers(
-    spans: Sequence[Span], proposals: Proposals
-) -> tuple[list[RowSampling], list[int]]:
+def _samplers(spans: Sequence[Span], proposals: Proposals) -> tuple[list[RowSampling], list[int]]:
     """How each token of a step is followed: the sampling as of then, and the position."""
     samplers: list[RowSampling] = []
     positions: list[int] = []

@@ -86,7 +86,11 @@ class Candidate(NamedTuple):
 
 
 def choose(
-    verify: Curve, propose: Curve | None, rows: int, attended: float, candidates: Sequence[Candidate]
+    verify: Curve,
+    propose: Curve | None,
+    rows: int,
+    attended: float,
+    candidates: Sequence[Candidate],
 ) -> list[int]:
     """How many tokens to propose for each of ``candidates``, in a step of so many ``rows``.
 

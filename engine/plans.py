@@ -27,11 +27,11 @@ from .slabs import Slab
 
 
 class Span(NamedTuple):
-    """The tokens [start, start + count) of a row, which one step gives to a model."""
+    """The tokens [start, start + width) of a row, which one step gives to a model."""
 
     row: Row
     start: int
-    count: int = 1
+    width: int = 1
 
     @property
     def tail(self) -> Tail:
@@ -48,7 +48,7 @@ class PrefillPlan:
         self.tail = span.tail
         self.blocks = [_block(node) for node in lent]
         self.start = span.start - span.row.anchor
-        self.stop = self.start + span.count
+        self.stop = self.start + span.width
         self.fresh: tuple[mx.array, mx.array] | None = None
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
@@ -148,11 +148,11 @@ class DecodePlan:
     def __init__(self, spans: Sequence[Span], lent: dict[Row, list[Node]]) -> None:
         ranked = sorted(spans, key=lambda s: rank(s.row))
         self.order, self.back = _orders(spans, ranked)
-        self.offset = mx.array([s.start + i for s in spans for i in range(s.count)], mx.int32)
+        self.offset = mx.array([s.start + i for s in spans for i in range(s.width)], mx.int32)
         borrowers = [s for s in ranked if s.row.anchor]
-        self.borrowing = sum(s.count for s in borrowers)
+        self.borrowing = sum(s.width for s in borrowers)
         self.parts = list(_parts(ranked, self.borrowing))
-        self.levels = _levels([lent[s.row] for s in borrowers for _ in range(s.count)])
+        self.levels = _levels([lent[s.row] for s in borrowers for _ in range(s.width)])
         self.targets = _targets(ranked)
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
@@ -231,8 +231,8 @@ def _orders(
     first, firsts = 0, {}
     for span in spans:
         firsts[span.row] = first
-        first += span.count
-    order = [firsts[s.row] + i for s in ranked for i in range(s.count)]
+        first += span.width
+    order = [firsts[s.row] + i for s in ranked for i in range(s.width)]
     if order == sorted(order):
         return None, None
     return mx.array(order), _inverse(order)
@@ -249,7 +249,7 @@ def _parts(spans: Sequence[Span], borrowing: int) -> Iterator[Part]:
     """Cuts the ranked spans where width, slab or the neighbourhood of slots ends."""
     begin = first = 0
     for i in range(1, len(spans) + 1):
-        last = first + (i - begin) * spans[begin].count
+        last = first + (i - begin) * spans[begin].width
         if i < len(spans) and last != borrowing and _neighbours(spans[i - 1], spans[i]):
             continue
         yield _part(spans[begin:i], first, last)
@@ -257,7 +257,7 @@ def _parts(spans: Sequence[Span], borrowing: int) -> Iterator[Part]:
 
 
 def _part(spans: Sequence[Span], first: int, last: int) -> Part:
-    width, tail = spans[0].count, spans[0].tail
+    width, tail = spans[0].width, spans[0].tail
     seen = [s.start + 1 - s.row.anchor for s in spans]  # by the first token of each
     length = max(seen) + width - 1
     bias = None
@@ -268,9 +268,7 @@ def _part(spans: Sequence[Span], first: int, last: int) -> Part:
 
 
 def _neighbours(a: Span, b: Span) -> bool:
-    return (
-        a.count == b.count and a.tail.slab is b.tail.slab and a.tail.slot + 1 == b.tail.slot
-    )
+    return a.width == b.width and a.tail.slab is b.tail.slab and a.tail.slot + 1 == b.tail.slot
 
 
 def _targets(spans: Sequence[Span]) -> list[Target]:
@@ -279,13 +277,13 @@ def _targets(spans: Sequence[Span]) -> list[Target]:
     first = 0
     for span in spans:
         tail, end = span.tail, span.start - span.row.anchor
-        assert 0 <= end and end + span.count <= tail.capacity
+        assert end >= 0 and end + span.width <= tail.capacity
         if not targets or targets[-1].slab is not tail.slab:
             targets.append(Target(tail.slab, first, first, [], []))
-        first += span.count
+        first += span.width
         slots, ends = targets[-1].slots, targets[-1].ends
-        slots.extend([tail.slot] * span.count)
-        ends.extend(range(end, end + span.count))
+        slots.extend([tail.slot] * span.width)
+        ends.extend(range(end, end + span.width))
         targets[-1] = targets[-1]._replace(last=first)
     return targets
 

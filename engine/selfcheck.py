@@ -46,7 +46,7 @@ def _pairs(engine: Engine, loaded: Loaded) -> list[tuple[mx.array, mx.array]]:
     branch = random.integers(0, loaded.vocab_size, SUFFIX + STEPS).tolist()
     lent = whole[:PREFIX] + branch
     cut = whole[:CUT] + branch
-    pairs = []
+    pairs: list[tuple[mx.array, mx.array]] = []
     rows: list[Row] = []
     for tokens in (whole, lent, cut):
         prompt = array("i", tokens[:-STEPS])
@@ -80,15 +80,15 @@ def _pairs(engine: Engine, loaded: Loaded) -> list[tuple[mx.array, mx.array]]:
 def _step(engine: Engine, rows: Sequence[Row], counts: Sequence[int]) -> list[list[mx.array]]:
     """Logits after each of the next ``counts`` tokens of every row."""
     wanted = dict(zip(rows, counts, strict=True))
-    spans = [s._replace(count=wanted[s.row]) for s in engine.decoding.spans(rows)]
-    ids = [t for s in spans for t in s.row.tokens[s.start : s.start + s.count]]
+    spans = [s._replace(width=wanted[s.row]) for s in engine.decoding.spans(rows)]
+    ids = [t for s in spans for t in s.row.tokens[s.start : s.start + s.width]]
     logits = engine.decoding.forward(spans, mx.array(ids))
     mx.eval(logits)
     found: dict[Row, list[mx.array]] = {}
     first = 0
     for span in spans:
-        found[span.row] = [logits[first + i] for i in range(span.count)]
-        first += span.count
+        found[span.row] = [logits[first + i] for i in range(span.width)]
+        first += span.width
     return [found[row] for row in rows]
 
 

@@ -101,7 +101,7 @@ class Drafter:
             return logits
         last, ends = -1, []
         for span in spans:
-            last += span.count
+            last += span.width
             ends.append(last)
         return logits[mx.array(ends)]
 

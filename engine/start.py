@@ -21,6 +21,8 @@ from .selfcheck import lends_correctly
 from .speculation import Speculation
 from .variant import NGRAM
 
+NUM_DRAFT_TOKENS = 4  # proposed for a row at once, at most
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -38,7 +40,7 @@ class EngineOptions:
     adapter_slots: int = ADAPTER_SLOTS
     draft_model: str | None = None
     draft_name: str | None = None
-    num_draft_tokens: int = 4
+    num_draft_tokens: int = NUM_DRAFT_TOKENS
 
 
 class Started(NamedTuple):

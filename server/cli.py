@@ -92,6 +92,21 @@ def serve(
         int,
         typer.Option(min=1, envvar="COMMONS_ADAPTER_SLOTS", help="Adapters in memory at once."),
     ] = 64,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_REPO",
+            envvar="COMMONS_DRAFT_MODEL",
+            help="A small model of the same family that proposes tokens, or ngram: what followed "
+            "the same words before in the conversation.",
+        ),
+    ] = None,
+    num_draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, max=16, envvar="COMMONS_NUM_DRAFT_TOKENS", help="Tokens proposed at once."
+        ),
+    ] = 4,
     host: Annotated[
         str, typer.Option(envvar="COMMONS_HOST", help="Address to listen on.")
     ] = "127.0.0.1",
@@ -210,6 +225,9 @@ def serve(
         max_context=max_context,
         adapters=adapters,
         adapter_slots=adapter_slots,
+        draft_model=draft_model,
+        draft_name=None if draft_model is None else served_name(draft_model),
+        num_draft_tokens=num_draft_tokens,
     )
     server = ServerConfig(service, host, port, default_max_tokens, drain_timeout, adapter_dir)
     _leave(run(server))

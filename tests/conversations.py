@@ -256,7 +256,9 @@ def converse(
     names = [None, *(adapters or {})]
     drafts = [None] if draft is None else [None, NGRAM, DRAFT, DRAFT]
     agents = [
-        Agent(f"a{i}", rng, systems, questions, vocab, Variant(rng.choice(names), rng.choice(drafts)))
+        Agent(
+            f"a{i}", rng, systems, questions, vocab, Variant(rng.choice(names), rng.choice(drafts))
+        )
         for i in range(conversations)
     ]
     waiting, running = agents[::-1], {}

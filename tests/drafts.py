@@ -25,7 +25,7 @@ def blurred(family: str, noise: float) -> Loaded:
     draft = load_model(model_dir(family))
     if noise:
         mx.random.seed(5)
-        spoil = lambda w: w + noise * mx.std(w) * mx.random.normal(w.shape).astype(w.dtype)  # noqa: E731
+        spoil = lambda w: w + noise * mx.std(w) * mx.random.normal(w.shape).astype(w.dtype)
         draft.model.update(tree_map(spoil, draft.model.parameters()))
         mx.eval(draft.model.parameters())
     return draft
