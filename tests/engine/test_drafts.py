@@ -274,9 +274,8 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path):
     file = other / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    word, number = next((w, n) for w, n in vocabulary.items() if n == 300)
-    del vocabulary[word]
-    vocabulary[f"{word}x"] = number
+    one, other_one = (next(w for w, n in vocabulary.items() if n == i) for i in (300, 301))
+    vocabulary[one], vocabulary[other_one] = 301, 300
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(LoadError, match="token 300 is"):
         load_draft(str(other), loaded("qwen3"), dtype=None, trust_remote_code=False, progress=print)
