@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .loader import Loaded, LoadError, Progress, load
+from .network import is_stateful
 from .selfcheck import lends_correctly
 from .variant import NGRAM
 
@@ -46,7 +47,7 @@ def load_draft(
             f"({difference}): choose a draft of the same family"
         )
     progress("checking the draft model's attention over lent blocks against mlx-lm")
-    if not lends_correctly(draft):
+    if is_stateful(draft.model) or not lends_correctly(draft):
         raise LoadError(
             f"{draft.path} cannot be a draft: its layers keep more than keys and values by token"
         )
