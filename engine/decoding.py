@@ -102,7 +102,7 @@ class Decoding:
         self._inflight = None
         mx.eval(sampled.tokens, proposals.tokens)
         chosen: Any = sampled.tokens.tolist()
-        proposed: Any = proposals.tokens.tolist()
+        proposed: Any = [] if proposals.tokens is None else proposals.tokens.tolist()
         details = describe(sampled)
         outcomes = []
         first = 0
@@ -112,7 +112,8 @@ class Decoding:
             accepted = _accepted(guesses, found)
             taken = range(first, first + accepted + 1)
             choices = [Choice(chosen[i], *details.get(i, (None, ()))) for i in taken]
-            row.sampling.advance(samplers[first + accepted], sampled.tokens[first + accepted])
+            last = first + accepted
+            row.sampling.advance(samplers[last], sampled.tokens[last])
             row.tokens.extend(choice.token for choice in choices)
             row.length = start + 1 + accepted
             self.input_tokens += 1 + accepted
@@ -135,7 +136,7 @@ def _ids(spans: Sequence[Span], proposals: Proposals) -> mx.array:
         sources += proposed
         ids += [0] * len(proposed)
     known = mx.array(ids, mx.int32)
-    if places:
+    if proposals.tokens is not None:
         known[mx.array(places)] = proposals.tokens[mx.array(sources)]
     return known
 
@@ -145,8 +146,10 @@ def _samplers(spans: Sequence[Span], proposals: Proposals) -> tuple[list[RowSamp
     samplers: list[RowSampling] = []
     positions: list[int] = []
     for row, start, count in spans:
-        tokens = [proposals.tokens[place] for place in proposals.of(row)]
-        samplers += row.sampling.ahead(tokens)
+        tokens = []
+        if row.sampling.counts_tokens and proposals.tokens is not None:
+            tokens = [proposals.tokens[place] for place in proposals.of(row)]
+        samplers += row.sampling.ahead(tokens) if tokens else [row.sampling] * count
         positions += range(start + 1, start + 1 + count)
     return samplers, positions
 

@@ -27,9 +27,9 @@ CHUNK = 512  # tokens of one pass that does so
 
 
 class Proposals(NamedTuple):
-    """Proposed ``tokens`` [P], lazy; ``places`` says which are each row's, in order."""
+    """Proposed ``tokens`` [P], lazy, None for none; ``places`` says which are each row's."""
 
-    tokens: mx.array
+    tokens: mx.array | None
     places: dict[Row, list[int]]
 
     def of(self, row: Row) -> list[int]:
@@ -37,7 +37,7 @@ class Proposals(NamedTuple):
         return self.places.get(row, [])
 
 
-NO_PROPOSALS = Proposals(mx.zeros((0,), mx.int32), {})
+NO_PROPOSALS = Proposals(None, {})
 
 
 class Drafter:
@@ -181,7 +181,8 @@ class Speculation:
             drawn = self.drafter.propose(by_model)
         known: list[int] = []
         places = dict(drawn.places)
-        first = drawn.tokens.shape[0]
+        parts = [] if drawn.tokens is None else [drawn.tokens]
+        first = sum(part.size for part in parts)
         for row, n in counts.items():
             if row in found:
                 at = first + len(known)
@@ -189,4 +190,4 @@ class Speculation:
                 known += found[row][:n]
         if not known:
             return drawn
-        return Proposals(mx.concatenate([drawn.tokens, mx.array(known, mx.int32)]), places)
+        return Proposals(mx.concatenate([*parts, mx.array(known, mx.int32)]), places)
