@@ -129,6 +129,7 @@ class Speculation:
     ) -> None:
         self.most = most
         self.drafter = drafter
+        self.always = False  # proposes as much as it may, whatever that costs
         self._verify = verify
         self._propose = propose
 
@@ -152,8 +153,11 @@ class Speculation:
             candidates.append(Candidate(row.drafting, most, by_model))
         if not candidates:
             return NO_PROPOSALS
-        attended = sum(row.length for row in rows) / len(rows)
-        counts = choose(self._verify, self._propose, len(rows), attended, candidates)
+        if self.always:
+            counts = [candidate.most for candidate in candidates]
+        else:
+            attended = sum(row.length for row in rows) / len(rows)
+            counts = choose(self._verify, self._propose, len(rows), attended, candidates)
         chosen = {row: n for row, n in zip(drafted, counts, strict=True) if n}
         return self._proposed(chosen, found)
 
