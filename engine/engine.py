@@ -345,4 +345,5 @@ class Engine:
 
 def _drafter(draft: Loaded, first: int) -> Drafter:
     """The draft model, its layers behind the ``first`` ones of the target."""
-    return Drafter(Network(draft.model, "lent", first), weights_digest(draft.path))
+    network = Network(draft.model, "lent", first)
+    return Drafter(network, weights_digest(draft.path), draft.vocab_size)

@@ -41,11 +41,16 @@ NO_PROPOSALS = Proposals(None, {})
 
 
 class Drafter:
-    """A draft model; its layers lie behind the target's in slabs and blocks."""
+    """A draft model; its layers lie behind the target's in slabs and blocks.
 
-    def __init__(self, network: Network, digest: str) -> None:
+    It may know fewer tokens than the target, ``vocab_size`` of them: others it sees as its last
+    one, and never proposes.
+    """
+
+    def __init__(self, network: Network, digest: str, vocab_size: int) -> None:
         self.network = network
         self.digest = digest
+        self._last_token = vocab_size - 1
 
     def prefill(self, row: Row, stop: int) -> None:
         """Gives the model the row's tokens up to ``stop``, lazily."""
@@ -53,7 +58,8 @@ class Drafter:
         start = row.drafting.length
         if start < stop:
             span = Span(row, start, stop - start)
-            self._pass([span], PrefillPlan(span, row.lent()), row.tokens[start:stop])
+            ids = mx.array(row.tokens[start:stop].tolist())[None]
+            self._forward(ids, PrefillPlan(span, row.lent()))
             row.drafting.length = stop
 
     def catch_up(self, row: Row) -> None:
@@ -79,6 +85,7 @@ class Drafter:
             rows = [rows[i] for i in kept]
             logits = self._first(rows) if latest is None else self._next(rows, depth, latest)
             samplers = [row.sampling for row in rows]
+            logits = _padded(logits, rows[0].sampling.vocab_size)
             latest = choose_tokens(logits, samplers, [len(row.tokens) + depth for row in rows])
             drawn.append(latest)
             for i, row in enumerate(rows):
@@ -111,10 +118,19 @@ class Drafter:
 
     def _decode(self, spans: Sequence[Span], ids: mx.array) -> mx.array:
         lent = {s.row: s.row.lent() for s in spans}
-        return self.network.forward(ids[:, None], DecodePlan(spans, lent), {})[:, -1]
+        return self._forward(ids[:, None], DecodePlan(spans, lent))[:, -1]
 
-    def _pass(self, spans: Sequence[Span], plan: Plan, tokens: array[int]) -> None:
-        self.network.forward(mx.array(tokens.tolist())[None], plan, {})
+    def _forward(self, ids: mx.array, plan: Plan) -> mx.array:
+        # MLX does not check bounds.
+        return self.network.forward(mx.minimum(ids, self._last_token), plan, {})
+
+
+def _padded(logits: mx.array, vocab_size: int) -> mx.array:
+    """``logits`` [B, V] with those of tokens that the draft model lacks."""
+    lacking = vocab_size - logits.shape[1]
+    if lacking <= 0:
+        return logits
+    return mx.pad(logits, [(0, 0), (0, lacking)], constant_values=-mx.inf)
 
 
 class Speculation:

@@ -20,7 +20,7 @@ from engine.sampling import RowSampling
 from engine.variant import BASE, NGRAM, Variant
 from tests.conversations import DRAFTED, FAMILIES, run, some_adapters
 from tests.drafts import NAME, always_worth_it, blurred
-from tests.models import loaded, make, model_dir
+from tests.models import load_model, loaded, make, model_dir
 from tests.oracle import Oracle, compare
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -166,6 +166,18 @@ def test_a_row_that_stops_early_leaves_no_trace_of_what_was_too_much():
     engine.release(row)
     assert engine.lookup(array("i", [*row.tokens, 1]), DRAFT).length == 53
     assert not engine.budget.pooled
+
+
+@pytest.mark.parametrize("params", [GREEDY, replace(SAMPLED, presence_penalty=0.5)])
+def test_a_draft_may_know_fewer_tokens_than_the_target(tmp_path, params):
+    narrow = load_model(make("qwen3", tmp_path / "narrow", vocab_size=400))
+    engine = Engine(loaded("qwen3"), kv_memory=1 << 34, draft=narrow)
+    always_worth_it(engine)
+    prompt = [*words(7, 30), 499, 410]
+    plain, drafted = start(engine, prompt, BASE, params), start(engine, prompt, DRAFT, params)
+    done = Drafted(engine, [plain, drafted])
+    assert done.proposed
+    assert done.tokens[plain] == done.tokens[drafted]
 
 
 @pytest.mark.parametrize("family", DRAFTED)
