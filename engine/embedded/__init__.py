@@ -1,4 +1,4 @@
-"""Where the model that ships with the package lies; knows nothing of how it is loaded."""
+"""Where the models that ship with the package lie; knows nothing of how they are loaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 NAME = "commons-tiny"
 DRAFT_NAME = "commons-tiny-draft"
+ADAPTERS = ("pirate", "polite")
 
 
 def path() -> Path:
@@ -16,3 +17,8 @@ def path() -> Path:
 def draft_path() -> Path:
     """The model directory of its draft, which has the same tokenizer."""
     return path().parent / DRAFT_NAME
+
+
+def adapter_paths() -> dict[str, Path]:
+    """The directories of its LoRA adapters, by name."""
+    return {name: path().parent / "adapters" / name for name in ADAPTERS}
