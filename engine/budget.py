@@ -43,27 +43,33 @@ class RowBytes(NamedTuple):
 class Budget:
     """Grants bytes up to ``limit``, and evicts for them what is cached and not on loan.
 
-    ``lengths`` tells how many tokens each running row has.
+    ``pools`` hold the tails of rows of different kinds. ``lengths`` tells how many tokens each
+    running row has.
     """
 
     def __init__(
         self,
         limit: int,
-        pool: SlabPool,
+        pools: Sequence[SlabPool],
         forest: Forest,
         row_bytes: RowBytes,
         lengths: Callable[[], list[int]],
     ) -> None:
         self.limit = limit
-        self._pool = pool
+        self._pools = tuple(pools)
         self._forest = forest
         self.row_bytes = row_bytes
         self._lengths = lengths
 
+    @property
+    def pooled(self) -> int:
+        """Bytes of all tails."""
+        return sum(pool.nbytes for pool in self._pools)
+
     def reserve(self, size: int) -> bool:
         """Whether ``size`` more bytes fit, after evicting as much as that takes."""
         promised = self.row_bytes.promised(self._lengths())
-        missing = self._pool.nbytes + self._forest.nbytes + promised + size - self.limit
+        missing = self.pooled + self._forest.nbytes + promised + size - self.limit
         while missing > 0:
             freed = self._forest.evict()
             if freed < 0:
@@ -78,7 +84,7 @@ class Budget:
         """
         lengths = self._lengths()
         more = self.row_bytes.promised([*lengths, tokens]) - self.row_bytes.promised(lengths)
-        return more + self._pool.taken * GRANULE * self._pool.token_bytes // 4
+        return more + sum(p.taken * GRANULE * p.token_bytes for p in self._pools) // 4
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens could ever be served within the limit."""
@@ -96,7 +102,8 @@ class Budget:
 
     def least_bytes(self, tokens: int) -> int:
         """Bytes that a lone, cold row with so many prompt tokens needs, and to grow a little."""
-        own = (round_capacity(tokens) + GRANULE) * self._pool.token_bytes
+        token_bytes = max(pool.token_bytes for pool in self._pools)
+        own = (round_capacity(tokens) + GRANULE) * token_bytes
         return own + self.row_bytes.promised([tokens])
 
     def memory(self, used: int) -> Memory:

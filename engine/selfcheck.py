@@ -1,7 +1,8 @@
 """At load: does attention over lent blocks give what mlx-lm's own caches give?
 
-Compares logits on random tokens: cold, lent and batched, and after a cut in the middle of a
-block. Owned by the engine thread.
+Compares logits on random tokens: cold, lent and batched, after a cut in the middle of a block,
+and where rows give several tokens to a step, some of which are taken back. Owned by the engine
+thread.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .rows import Row
 from .sampling import RowSampling
 
 PREFIX, CUT, SUFFIX, STEPS = 96, 61, 7, 4  # tokens; the cut lies inside the prefix
+SINGLE = ((1, 1, 1),) * STEPS  # tokens of each row, step by step
+SEVERAL = ((1, 2, 3), (3, 2, 1))
 TOLERANCE = {mx.float32: 2e-3, mx.float16: 0.1, mx.bfloat16: 0.25}  # of the logits' deviation
 BUDGET = 1 << 40  # the check's own KV is small; its budget must not matter
 
@@ -43,7 +46,7 @@ def _pairs(engine: Engine, loaded: Loaded) -> list[tuple[mx.array, mx.array]]:
     branch = random.integers(0, loaded.vocab_size, SUFFIX + STEPS).tolist()
     lent = whole[:PREFIX] + branch
     cut = whole[:CUT] + branch
-    pairs = []
+    pairs: list[tuple[mx.array, mx.array]] = []
     rows: list[Row] = []
     for tokens in (whole, lent, cut):
         prompt = array("i", tokens[:-STEPS])
@@ -53,17 +56,40 @@ def _pairs(engine: Engine, loaded: Loaded) -> list[tuple[mx.array, mx.array]]:
         while row.remaining:
             engine.prefill(row, 40)
         rows.append(row)
-    references = [_reference(loaded, tokens) for tokens in (whole, lent, cut)]
-    for step in range(STEPS):
-        logits = engine.decode(rows)
-        mx.eval(logits)
-        for row, tokens, reference in zip(rows, (whole, lent, cut), references, strict=True):
-            index = engine.position(row)
-            pairs.append((logits[index], reference[step]))
-            row.tokens.append(tokens[len(row.tokens)])
+    several = not engine.network.own
+    if several:
+        # Other tokens first, which are taken back: the next step writes over them.
+        for row in rows:
+            row.tokens.extend(whole[:3])
+        _step(engine, rows, SEVERAL[0])
+    references = []
+    for row, tokens in zip(rows, (whole, lent, cut), strict=True):
+        row.tokens = array("i", tokens)
+        references.append(_reference(loaded, tokens))
+    for counts in SEVERAL if several else SINGLE:
+        found = _step(engine, rows, counts)
+        for row, logits, reference in zip(rows, found, references, strict=True):
+            first = row.length - len(row.tokens) + STEPS + 1
+            row.length += len(logits)
+            pairs += zip(logits, reference[first:], strict=False)
     for row in rows:
         engine.release(row)
     return pairs
+
+
+def _step(engine: Engine, rows: Sequence[Row], counts: Sequence[int]) -> list[list[mx.array]]:
+    """Logits after each of the next ``counts`` tokens of every row."""
+    wanted = dict(zip(rows, counts, strict=True))
+    spans = [s._replace(width=wanted[s.row]) for s in engine.decoding.spans(rows)]
+    ids = [t for s in spans for t in s.row.tokens[s.start : s.start + s.width]]
+    logits = engine.decoding.forward(spans, mx.array(ids))
+    mx.eval(logits)
+    found: dict[Row, list[mx.array]] = {}
+    first = 0
+    for span in spans:
+        found[span.row] = [logits[first + i] for i in range(span.width)]
+        first += span.width
+    return [found[row] for row in rows]
 
 
 def _reference(loaded: Loaded, tokens: Sequence[int]) -> list[mx.array]:

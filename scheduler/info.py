@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from engine.draft_model import Drafts
 from engine.engine import ADAPTER_SLOTS
 from engine.params import SamplingParams
+from engine.start import NUM_DRAFT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """What is served and within which limits; ``kv_memory`` in bytes, None: as recommended.
 
-    ``adapters`` are names and directories.
+    ``adapters`` are names and directories. ``draft_model`` is as in ``EngineOptions``, and
+    ``draft_name`` how requests name it.
     """
 
     model: str
@@ -28,6 +31,9 @@ class ServiceConfig:
     max_context: int | None = None
     adapters: tuple[tuple[str, str], ...] = ()
     adapter_slots: int = ADAPTER_SLOTS
+    draft_model: str | None = None
+    draft_name: str | None = None
+    num_draft_tokens: int = NUM_DRAFT_TOKENS
 
 
 class ModelInfo(NamedTuple):
@@ -46,6 +52,7 @@ class ModelInfo(NamedTuple):
     created: int
     kv_memory: int
     defaults: SamplingParams
+    drafts: Drafts = Drafts()
 
 
 class AdapterInfo(NamedTuple):

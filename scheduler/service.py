@@ -21,6 +21,7 @@ from engine.generation_config import sampling_defaults
 from engine.loader import LoadError
 from engine.start import EngineOptions, start_engine
 from engine.tokenizer import Tokenizer
+from engine.variant import Variant
 
 from .events import Event, Finished, FinishReason
 from .info import AdapterInfo, Health, ModelInfo, ServiceConfig
@@ -62,6 +63,7 @@ class Service:
         self._most_tokens = 0
         self._worker: Worker | None = None
         self._engine: Engine | None = None  # for the engine thread alone
+        self._drafts: tuple[str | None, ...] = (None,)
         self._loaded: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,7 +131,7 @@ class Service:
         """
         if self.adapters.pop(name, None) is None:
             raise UnknownAdapter(name)
-        while any(s.request.adapter == name for s in self._streams.values()):
+        while any(s.request.variant.adapter == name for s in self._streams.values()):
             await self._left.wait()
         await self._on_thread(lambda e: e.adapters.unregister(name))
 
@@ -189,8 +191,9 @@ class Service:
         """Hands a request to the engine. Raises Unfit, UnknownAdapter, EngineDead."""
         self._check_alive()
         assert self._worker is not None
-        if request.adapter is not None and request.adapter not in self.adapters:
-            raise UnknownAdapter(request.adapter)
+        adapter = request.variant.adapter
+        if adapter is not None and adapter not in self.adapters:
+            raise UnknownAdapter(adapter)
         if len(request.prompt) > self._most_tokens:
             raise Unfit(
                 f"The prompt has {len(request.prompt)} tokens; the KV memory of this server "
@@ -237,7 +240,8 @@ class Service:
 
     def _add_adapter(self, name: str, path: str) -> None:
         self.adapters[name] = AdapterInfo(name, path, int(time.time()))
-        self.metrics.of(name)
+        for draft in self._drafts:
+            self.metrics.of(Variant(name, draft))
 
     async def _on_thread(self, work: Callable[[Engine], T]) -> T:
         """The result of ``work``, done on the engine thread between two steps."""
@@ -276,10 +280,16 @@ class Service:
             trust_remote_code=config.trust_remote_code,
             max_context=config.max_context,
             adapter_slots=config.adapter_slots,
+            draft_model=config.draft_model,
+            draft_name=config.draft_name,
+            num_draft_tokens=config.num_draft_tokens,
         )
         started = start_engine(options, self._progress)
         engine, loaded = started.engine, started.loaded
         self._engine = engine
+        self._drafts = (None, *started.drafts.names)
+        for draft in self._drafts:
+            self.metrics.of(Variant(draft=draft))
         for name, path in config.adapters:
             self._progress(f"reading adapter {name}")
             engine.adapters.register(name, Path(path))
@@ -302,6 +312,7 @@ class Service:
             created=int(time.time()),
             kv_memory=engine.budget.limit,
             defaults=sampling_defaults(loaded.path),
+            drafts=started.drafts,
         )
 
         def picture() -> Gauges:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.tokenizer import Message, Prompt, PromptError
+from engine.variant import Variant
 from scheduler.service import Service
 
 from .body import Refused, read_json
@@ -110,8 +111,8 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
-        service, adapter = self.service, self.serves(body.model, body.adapter)
-        plan = _Plan(service, body, adapter, self.default_max_tokens)
+        service, variant = self.service, self.serves(body)
+        plan = _Plan(service, body, variant, self.default_max_tokens)
         with reserve(service, body.choices) as places:
             prompt = await self.threads.run(plan.prompt)
             name = f"chatcmpl-{uuid.uuid4().hex}"
@@ -128,12 +129,12 @@ class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
     def __init__(
-        self, service: Service, body: ChatRequest, adapter: str | None, default_max_tokens: int
+        self, service: Service, body: ChatRequest, variant: Variant, default_max_tokens: int
     ) -> None:
         info = service.info
         self._service = service
         self._body = body
-        self._adapter = adapter
+        self._variant = variant
         self._default = default_max_tokens
         self._messages = [_message_dict(i, m) for i, m in enumerate(_listed(body.messages))]
         self._tools = _tools(body)
@@ -159,7 +160,7 @@ class _Plan:
         context = self._service.info.max_model_len
         most = reply_length(len(prompt.tokens), wanted, self._default, context, param, "messages")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._adapter)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
 
     def _output(self, prompt: Prompt) -> Output:
         tokenizer = self._service.tokenizer

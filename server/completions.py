@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.tokenizer import Prompt
+from engine.variant import Variant
 from scheduler.service import Service
 
 from .body import Refused, read_json
@@ -47,11 +48,11 @@ class Completions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, CompletionRequest, REFUSED)
-        service, adapter = self.service, self.serves(body.model, body.adapter)
+        service, variant = self.service, self.serves(body)
         texts = _prompts(body)
         if len(texts) * body.choices > MOST_CHOICES:
             raise bad_request(f"At most {MOST_CHOICES} replies are possible.", "n")
-        check = _Checked(service, body, adapter)
+        check = _Checked(service, body, variant)
         with reserve(service, len(texts) * body.choices) as places:
             prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
             plans = [check.plan(prompt) for prompt in prompts]
@@ -69,9 +70,9 @@ class Completions(Dialect):
 class _Checked:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, service: Service, body: CompletionRequest, adapter: str | None) -> None:
+    def __init__(self, service: Service, body: CompletionRequest, variant: Variant) -> None:
         info = service.info
-        self._adapter = adapter
+        self._variant = variant
         self._service = service
         self._body = body
         self._stops = body.stops()
@@ -95,8 +96,8 @@ class _Checked:
         most = reply_length(
             len(prompt.tokens), wanted, DEFAULT_MAX_TOKENS, context, "max_tokens", "prompt"
         )
-        output, adapter = partial(self._output, prompt), self._adapter
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, adapter)
+        output = partial(self._output, prompt)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(self._service.tokenizer.detokenizer(prompt.tokens), self._stops)

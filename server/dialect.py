@@ -7,22 +7,26 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from msgspec import UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.tokenizer import Prompt
+from engine.variant import Variant
 from scheduler.service import Service
 from scheduler.streams import UnknownAdapter
 
 from .clients import ClientGone, while_connected
 from .errors import ApiError, error_body, error_response
+from .fields import GenerationFields
 from .generation import Choice, Generation, Piece, TextThreads, Usage, complete
 from .sse import Emit, EventStream, event
 
 logger = logging.getLogger("commons.server")
 encode = msgspec.json.Encoder().encode
 DONE = event(b"[DONE]")
+NO_DRAFTS = "the server was started without --draft-model"
 CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
@@ -86,11 +90,12 @@ class Dialect:
         self.threads = threads
         self.default_max_tokens = default_max_tokens
 
-    def serves(self, model: str, adapter: str | None) -> str | None:
-        """The adapter that is meant, None for the base.
+    def serves(self, body: GenerationFields) -> Variant:
+        """The adapter and the draft that are meant.
 
         Raises ApiError 404, or 503 while nothing is loaded.
         """
+        model, adapter = body.model, body.adapter
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
@@ -98,9 +103,21 @@ class Dialect:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
         try:
-            return self.service.resolve(model, adapter)
+            adapter = self.service.resolve(model, adapter)
         except UnknownAdapter as error:
             raise unknown_model(self.service, model, adapter) from error
+        return Variant(adapter, self._draft(body.draft_model))
+
+    def _draft(self, wanted: str | UnsetType | None) -> str | None:
+        """The draft that is meant, by default the server's own."""
+        names, off = self.service.info.drafts
+        if isinstance(wanted, UnsetType):
+            return names[0] if names else None
+        if wanted is None or wanted in names:
+            return wanted
+        has = f"there are {', '.join(names)}" if names else f"there is none: {off or NO_DRAFTS}"
+        message = f"There is no draft {wanted[:200]!r} here; {has}."
+        raise ApiError(404, message, code="model_not_found", param="draft_model")
 
     async def whole(
         self,

@@ -16,6 +16,7 @@ import anyio
 
 from engine.params import SamplingParams
 from engine.tokenizer import Prompt
+from engine.variant import Variant
 from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.service import Service
@@ -161,7 +162,7 @@ class Plan(NamedTuple):
     sampling: SamplingParams
     stop_ids: frozenset[int]
     output: Callable[[], Output]
-    adapter: str | None
+    variant: Variant
 
 
 def reserve(service: Service, places: int) -> Reservation:
@@ -223,7 +224,7 @@ def _request(plan: Plan, name: str, copy: int) -> Request:
         sampling=sampling,
         stop_token_ids=plan.stop_ids,
         boundaries=plan.prompt.boundaries,
-        adapter=plan.adapter,
+        variant=plan.variant,
     )
 
 

@@ -25,6 +25,7 @@ def model_dict(info: ModelInfo) -> dict[str, Any]:
         "parent": None,
         "max_model_len": info.max_model_len,
         "attention": info.attention,
+        "drafts": {"models": list(info.drafts.names), "off": info.drafts.off},
     }
 
 
