@@ -31,8 +31,9 @@ bench: setup
 oracle: setup
 	$(BIN)/python -m tests.conversations $(ARGS)
 
+# Both cores are kept busy by a batch each.
 train: setup
-	$(BIN)/python -m engine.embedded.train $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m engine.embedded.train $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache bench-results

@@ -44,20 +44,21 @@ class RowBytes(NamedTuple):
 class Budget:
     """One model's view of the memory that all models share.
 
-    ``lengths`` tells how many tokens each running row has.
+    ``pools`` hold the tails of rows of different kinds. ``lengths`` tells how many tokens each
+    running row has.
     """
 
     def __init__(
         self,
         memory: KvMemory,
-        pool: SlabPool,
+        pools: Sequence[SlabPool],
         forest: Forest,
         row_bytes: RowBytes,
         lengths: Callable[[], list[int]],
     ) -> None:
         self.forest = forest
         self._memory = memory
-        self._pool = pool
+        self._pools = tuple(pools)
         self.row_bytes = row_bytes
         self._lengths = lengths
         memory.join(self)
@@ -74,7 +75,12 @@ class Budget:
     @property
     def held(self) -> int:
         """Bytes that this model's rows and trees hold or were promised."""
-        return self._pool.nbytes + self.forest.nbytes + self.row_bytes.promised(self._lengths())
+        return self.pooled + self.forest.nbytes + self.row_bytes.promised(self._lengths())
+
+    @property
+    def pooled(self) -> int:
+        """Bytes of all tails."""
+        return sum(pool.nbytes for pool in self._pools)
 
     def reserve(self, size: int) -> bool:
         """Whether ``size`` more bytes fit, after evicting as much as that takes."""
@@ -93,7 +99,7 @@ class Budget:
         """
         lengths = self._lengths()
         more = self.row_bytes.promised([*lengths, tokens]) - self.row_bytes.promised(lengths)
-        return more + self._pool.taken * GRANULE * self._pool.token_bytes // 4
+        return more + sum(p.taken * GRANULE * p.token_bytes for p in self._pools) // 4
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens could ever be served within the limit."""
@@ -111,7 +117,8 @@ class Budget:
 
     def least_bytes(self, tokens: int) -> int:
         """Bytes that a lone, cold row with so many prompt tokens needs, and to grow a little."""
-        own = (round_capacity(tokens) + GRANULE) * self._pool.token_bytes
+        token_bytes = max(pool.token_bytes for pool in self._pools)
+        own = (round_capacity(tokens) + GRANULE) * token_bytes
         return own + self.row_bytes.promised([tokens])
 
     def memory(self, used: int) -> Memory:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache
 
 from cache.block import join
 from cache.forest import Forest
@@ -20,55 +20,31 @@ from cache.radix import Clock, RadixTree
 
 from .adapter_store import AdapterStore
 from .adapters import Adapters
-from .attention import LentLayer, Plan, install
 from .budget import Budget, Memory, RowBytes
+from .decoding import Decoding, Outcome
+from .drafting import Drafting
 from .kv_memory import KvMemory
 from .loader import Loaded
-from .plans import DecodePlan, PrefillPlan, rank
+from .network import Attention, Network
+from .plans import PrefillPlan, Span
 from .rows import Row, Tail
-from .sampling import RowSampling, Sampled, commit, describe, sample
-from .slabs import GRANULE, LayerShape, SlabPool, round_capacity
-from .states import (
-    Snapshot,
-    StateBatch,
-    arrays,
-    compact,
-    duplicate,
-    most_bytes,
-    nbytes,
-    probe,
-    take_snapshot,
-)
+from .sampling import RowSampling
+from .slabs import GRANULE, SlabPool, round_capacity
+from .speculation import Drafter
+from .states import Snapshot, arrays, compact, duplicate, nbytes, take_snapshot
+from .variant import BASE, NGRAM, Variant
 
-Attention = Literal["lent", "copied"]
 MOST_CHUNK = 1024  # tokens of one prefill pass; bounds the scores that attention holds at once
 ADAPTER_SLOTS = 64  # adapters in memory at once
 FORK = 32  # tokens; from here on it pays to learn where prompts of a stateful model fork
-
-
-class Choice(NamedTuple):
-    """The token sampled for one row, with log-probabilities where it asked for them."""
-
-    row: Row
-    token: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...]
-
-
-class InFlight(NamedTuple):
-    """A decode step that has been submitted."""
-
-    rows: list[Row]
-    sampled: Sampled
 
 
 class Engine:
     """Runs one model for many rows.
 
     ``kv_memory`` bounds the KV of rows and tree together, in bytes or shared with other models.
-    ``attention`` "lent" reads blocks of the tree in place; "copied" gives each row mlx-lm's own
-    caches, for models that compute attention in their own way. At most ``adapter_slots``
-    adapters are in memory.
+    ``attention`` is as ``Network`` has it. At most ``adapter_slots`` adapters are in memory.
+    ``draft`` is a draft model, which must lend too; its KV comes out of the same memory.
     """
 
     def __init__(
@@ -80,47 +56,49 @@ class Engine:
         attention: Attention = "lent",
         keeping: Keeping | None = None,
         adapter_slots: int = ADAPTER_SLOTS,
+        draft: Loaded | None = None,
     ) -> None:
         self.model = loaded.model
         self.digest = weights_digest(loaded.path)
         self.vocab_size = loaded.vocab_size
         self.attention: Attention = attention
-        install()
-        template = probe(self.model)
-        by_token = [i for i, c in enumerate(template) if type(c) is KVCache]
-        self._lent = {
-            layer: LentLayer(i) for i, layer in enumerate(by_token) if attention == "lent"
-        }
-        self._own = [i for i in range(len(template)) if i not in self._lent]
-        self.stateful = len(by_token) < len(template)
-        self._shapes = [LayerShape.of(template[i]) for i in by_token]
-        self.token_bytes = sum(s.token_bytes for s in self._shapes)
-        self.pool = SlabPool(self._shapes if attention == "lent" else (), self.reserve)
+        self.network = Network(self.model, attention)
+        self.stateful = self.network.stateful
+        self.batchable = self.network.batchable
+        shapes = self.network.shapes
+        self.token_bytes = sum(s.token_bytes for s in shapes)
+        lends = attention == "lent"
+        self.pool = SlabPool(shapes if lends else (), self.reserve)
+        self.drafter = None if draft is None else _drafter(draft, len(shapes))
+        self._draft_pool = self.pool
+        if self.drafter is not None:
+            self._draft_pool = SlabPool((*shapes, *self.drafter.network.shapes), self.reserve)
         self.keeping = keeping or Keeping()
         self._caching = prefix_cache
         memory = KvMemory.of(kv_memory)
         self.forest = Forest(self._make_cache, memory.clock)
-        state_bytes = sum(
-            most_bytes(template[i]) for i in self._own if type(template[i]) is not KVCache
-        )
-        row_bytes = RowBytes(state_bytes, self.token_bytes if attention == "copied" else 0)
-        self.budget = Budget(memory, self.pool, self.forest, row_bytes, self._row_lengths)
-        self._adapters = Adapters(self.model)
-        self.adapters = AdapterStore(self._adapters, adapter_slots, self._forget_adapter)
-        self.batchable = all(hasattr(template[i], "merge") for i in self._own)
-        self.input_tokens = 0
-        self._batch = StateBatch()
+        row_bytes = RowBytes(self.network.state_bytes, 0 if lends else self.token_bytes)
+        pools = [self.pool] if self.drafter is None else [self.pool, self._draft_pool]
+        self.budget = Budget(memory, pools, self.forest, row_bytes, self._row_lengths)
+        loras = Adapters(self.model)
+        self.adapters = AdapterStore(loras, adapter_slots, self._forget_adapter)
+        self.decoding = Decoding(self.network, loras)
+        self._loras = loras
+        self._prefilled_tokens = 0
         self._rows: set[Row] = set()
-        self._decoding: list[Row] = []
-        self._inflight: InFlight | None = None
 
     # memory
 
     @property
     def used(self) -> int:
         """Bytes of KV and states held by rows and tree."""
-        states = self._batch.nbytes + sum(nbytes(r.states) for r in self._rows)
-        return self.pool.nbytes + self.forest.nbytes + states
+        states = self.decoding.batch.nbytes + sum(nbytes(r.states) for r in self._rows)
+        return self.budget.pooled + self.forest.nbytes + states
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that went through the model and were kept."""
+        return self._prefilled_tokens + self.decoding.input_tokens
 
     def reserve(self, size: int) -> bool:
         """Whether ``size`` more bytes fit, after evicting as much as that takes."""
@@ -141,17 +119,21 @@ class Engine:
 
     # a row's life
 
-    def namespace(self, adapter: str | None = None) -> Namespace:
-        """The name of what may share KV: this model with ``adapter``."""
-        return Namespace(self.digest, self.adapters.digest(adapter) if adapter else "")
+    def namespace(self, variant: Variant = BASE) -> Namespace:
+        """The name of what may share KV: this model with an adapter and a draft model."""
+        adapter = self.adapters.digest(variant.adapter) if variant.adapter else ""
+        draft = ""
+        if self.drafter is not None and variant.draft not in (None, NGRAM):
+            draft = self.drafter.digest
+        return Namespace(self.digest, adapter, draft)
 
-    def cache(self, adapter: str | None = None) -> PrefixCache:
-        """The prefix cache of the base, or of one of its adapters."""
-        return self.forest.of(self.namespace(adapter))
+    def cache(self, variant: Variant = BASE) -> PrefixCache:
+        """The prefix cache of what runs as ``variant``."""
+        return self.forest.of(self.namespace(variant))
 
-    def lookup(self, tokens: array[int], adapter: str | None = None) -> Hit:
+    def lookup(self, tokens: array[int], variant: Variant = BASE) -> Hit:
         """What the cache has for a prompt."""
-        return self.cache(adapter).lookup(tokens)
+        return self.cache(variant).lookup(tokens)
 
     def admit(
         self,
@@ -159,15 +141,16 @@ class Engine:
         tokens: array[int],
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
-        adapter: str | None = None,
+        variant: Variant = BASE,
     ) -> Row | None:
         """Starts a row on the longest cached prefix of ``tokens``; ``None``: not now.
 
-        Raises AdapterError where the files of ``adapter`` cannot be read any more.
+        Raises AdapterError where the files of its adapter cannot be read any more.
         """
+        adapter = variant.adapter
         if adapter is not None and not self.adapters.acquire(adapter):
             return None
-        hit = self.lookup(tokens, adapter)
+        hit = self.lookup(tokens, variant)
         tries = [hit]
         if hit.whole < hit.length:
             # No memory to cut the last block: do with those that match as they are.
@@ -176,7 +159,7 @@ class Engine:
             # Alone, there is nobody to wait for: what is cached must not stand in the way.
             tries.append(hit._replace(length=0, snapshot=None))
         for each in tries:
-            row = self._start(request_id, tokens, sampling, boundaries, each, adapter)
+            row = self._start(request_id, tokens, sampling, boundaries, each, variant)
             if row is not None:
                 return row
         if adapter is not None:
@@ -190,24 +173,39 @@ class Engine:
         sampling: RowSampling,
         boundaries: Sequence[int],
         hit: Hit,
-        adapter: str | None,
+        variant: Variant,
     ) -> Row | None:
-        cache = self.cache(adapter)
+        cache = self.cache(variant)
         leased = cache.lend(tokens, hit.length)
         if leased is None:
             return None
         lease, anchor = leased
+        drafting = None
+        if variant.draft is not None:
+            drafting = Drafting(variant.draft, hit.length)
+        by_model = drafting is not None and drafting.name != NGRAM
+        pool = self._draft_pool if by_model else self.pool
         spare = self.budget.spare(len(tokens))
         tail = None
         if self.attention == "lent":
-            tail = Tail.take(self.pool, anchor, round_capacity(len(tokens) - anchor), spare)
+            tail = Tail.take(pool, anchor, round_capacity(len(tokens) - anchor), spare)
         if tail is None and (self.attention == "lent" or not self.reserve(spare)):
             cache.cancel(lease)
             return None
         states = self._states(hit, cache, lease)
         ends = self._snapshot_ends(hit, boundaries, len(tokens))
         row = Row(
-            request_id, tokens, sampling, adapter, cache, lease, hit.length, ends, tail, states
+            id=request_id,
+            tokens=tokens,
+            sampling=sampling,
+            variant=variant,
+            cache=cache,
+            lease=lease,
+            length=hit.length,
+            boundaries=ends,
+            tail=tail,
+            states=states,
+            drafting=drafting,
         )
         if tail is not None:
             for block in cache.pieces(lease, anchor):
@@ -234,9 +232,12 @@ class Engine:
         assert count > 0
         plan = None
         if row.tail is not None:
-            plan = PrefillPlan(row, row.cache.lent(row.lease, row.anchor), count)
+            plan = PrefillPlan(Span(row, row.length, count), row.lent())
         ids = mx.array(row.tokens[row.length : stop].tolist())[None]
-        self._forward(ids, [row], plan, row.states)
+        with self._loras.using([row.variant.adapter]):
+            self.network.forward(ids, plan, row.states)
+        if self.drafter is not None and row.drafts_by_model:
+            self.drafter.prefill(row, stop)
         compact(row.states)
         stored: list[Any] = [arrays(row.states)]
         if row.tail is not None:
@@ -244,7 +245,7 @@ class Engine:
         # Only what the KV depends on is computed: no last layer's output, no logits.
         mx.eval(stored)
         row.length = stop
-        self.input_tokens += count
+        self._prefilled_tokens += count
         boundary = row.boundaries[:1] == [stop]
         if boundary:
             row.boundaries.pop(0)
@@ -271,62 +272,26 @@ class Engine:
         row.tail = grown or row.tail
         return grown is not None
 
-    def submit(self, rows: Sequence[Row]) -> None:
-        """Starts one decode step for all ``rows``, each of which has room for a token."""
-        assert self._inflight is None
-        logits = self.decode(rows)
-        samplers = [r.sampling for r in self._decoding]
-        sampled = sample(logits, samplers, [len(r.tokens) for r in self._decoding])
-        commit(samplers, sampled.tokens)
-        results = [sampled.tokens, sampled.logprobs, sampled.top]
-        mx.async_eval(results, arrays(self._batch.caches))
-        self._inflight = InFlight(self._decoding, sampled)
-        self._decoding = []
-
-    def decode(self, rows: Sequence[Row]) -> mx.array:
-        """Logits [B, V] after each row's last token, in ``self._decoding``'s order; lazy."""
-        ordered = self._batch.order(rows) if self._own else sorted(rows, key=rank)
-        plan = None
-        if self._lent:
-            lent = {r: r.cache.lent(r.lease, r.anchor) if r.anchor else [] for r in ordered}
-            plan = DecodePlan(ordered, lent)
-        ids = mx.array([[r.tokens[r.length]] for r in ordered])
-        logits = self._forward(ids, ordered, plan, self._batch.caches)
-        for row in ordered:
-            row.length += 1
-        self.input_tokens += len(ordered)
-        self._decoding = ordered
-        return logits[:, -1]
-
-    def position(self, row: Row) -> int:
-        """Where the row's logits are in the result of the last ``decode``."""
-        return self._decoding.index(row)
-
     @property
     def busy(self) -> bool:
         """Whether a submitted step has not been collected."""
-        return self._inflight is not None
+        return self.decoding.busy
 
-    def collect(self) -> list[Choice]:
+    def submit(self, rows: Sequence[Row], left: Sequence[int] | None = None) -> None:
+        """Starts one decode step for all ``rows``, each of which has room for a token."""
+        self.decoding.submit(rows, left)
+
+    def collect(self) -> list[Outcome]:
         """Waits for the submitted step; appends its tokens to the rows."""
-        assert self._inflight is not None
-        rows, sampled = self._inflight
-        self._inflight = None
-        mx.eval(sampled.tokens)
-        choices = []
-        details = describe(sampled)
-        tokens: Any = sampled.tokens.tolist()
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            row.tokens.append(token)
-            logprob, top = details.get(i, (None, ()))
-            choices.append(Choice(row, token, logprob, top))
-        return choices
+        return self.decoding.collect()
 
     def release(self, row: Row) -> None:
         """Ends a row in any phase; what it computed stays in the tree as far as memory allows."""
-        keep = row.cache.enabled and bool(self._own)
+        keep = row.cache.enabled and bool(self.network.own)
         if row.batch is not None:
-            self._batch.leave(row, keep=keep)
+            self.decoding.batch.leave(row, keep=keep)
+        if self.drafter is not None and row.drafts_by_model and row.cache.enabled:
+            self.drafter.catch_up(row)
         self._rows.discard(row)
         committed = row.cache.commit(row.lease, row, row.tokens[: row.length])
         if committed and keep:
@@ -335,8 +300,8 @@ class Engine:
         if row.tail is not None:
             row.tail.free()
             row.tail = None
-        if row.adapter is not None:
-            self.adapters.release(row.adapter)
+        if row.variant.adapter is not None:
+            self.adapters.release(row.variant.adapter)
 
     # parts
 
@@ -345,6 +310,8 @@ class Engine:
 
     def _forget_adapter(self, digest: str) -> None:
         self.forest.drop(Namespace(self.digest, digest))
+        if self.drafter is not None:
+            self.forest.drop(Namespace(self.digest, digest, self.drafter.digest))
 
     def _make_cache(self, clock: Clock) -> PrefixCache:
         return PrefixCache(
@@ -357,10 +324,7 @@ class Engine:
         )
 
     def _states(self, hit: Hit, cache: PrefixCache, lease: Lease) -> dict[int, Any]:
-        if not self._own:
-            return {}
-        fresh = make_prompt_cache(self.model)
-        states = {i: fresh[i] for i in self._own}
+        states = self.network.fresh_states()
         if isinstance(hit.snapshot, Snapshot):
             states.update(duplicate(hit.snapshot.states))
         if self.attention == "copied" and hit.length:
@@ -373,8 +337,8 @@ class Engine:
         return states
 
     def _prefilled(self, row: Row) -> None:
-        if self._own:
-            self._batch.join(row)
+        if self.network.own:
+            self.decoding.batch.join(row)
 
     def _snapshot(self, row: Row) -> None:
         """Keeps the states that cannot be cut, at the row's present length."""
@@ -385,16 +349,8 @@ class Engine:
             kept = take_snapshot(states)
             row.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
 
-    def _forward(
-        self, ids: mx.array, rows: Sequence[Row], plan: Plan | None, states: dict[int, Any]
-    ) -> mx.array:
-        """The model's logits [B, L, V] for ``ids`` [B, L] of ``rows``, lazy."""
-        total = len(self._lent) + len(self._own)
-        for lent in self._lent.values():
-            lent.plan = plan
-        caches = [self._lent[i] if i in self._lent else states[i] for i in range(total)]
-        with self._adapters.using([row.adapter for row in rows]):
-            logits: mx.array = self.model(ids, cache=caches)
-        for lent in self._lent.values():
-            lent.plan = None  # a plan holds on to slabs and blocks
-        return logits
+
+def _drafter(draft: Loaded, first: int) -> Drafter:
+    """The draft model, its layers behind the ``first`` ones of the target."""
+    network = Network(draft.model, "lent", first)
+    return Drafter(network, weights_digest(draft.path), draft.vocab_size)

@@ -25,7 +25,7 @@ from mlx_lm import utils
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from .pieces import Pieces, Weights, background, finish
+from .pieces import Pieces, background, finish
 from .weights import DTYPES, bring_in, nbytes, settle_dtype
 
 Progress = Callable[[str], None]
@@ -63,6 +63,22 @@ class Loaded(NamedTuple):
     eos_token_ids: frozenset[int]
 
 
+class Opened(NamedTuple):
+    """A model of which everything is known but the weights, which are not in memory yet."""
+
+    network: nn.Module
+    config: dict[str, Any]
+    path: Path
+    vocab_size: int
+    own_eos: set[int]
+    tokenizer: Future[TokenizerWrapper]
+
+    @property
+    def nbytes(self) -> int:
+        """What the weights will take."""
+        return nbytes(self.network)
+
+
 def load(
     model: str,
     *,
@@ -71,30 +87,20 @@ def load(
     max_context: int | None,
     progress: Progress,
 ) -> Loaded:
-    """All of ``loading`` at once."""
-    pieces = loading(
-        model,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        max_context=max_context,
-        progress=progress,
+    """All of ``opening`` and ``filling`` at once."""
+    opened = finish(
+        opening(model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
     )
-    return finish(pieces)
+    return finish(filling(opened, max_context, progress))
 
 
-def loading(
-    model: str,
-    *,
-    dtype: str | None,
-    trust_remote_code: bool,
-    max_context: int | None,
-    progress: Progress,
-) -> Pieces[Loaded]:
-    """Loads a model directory or hub repository; its parameters are in memory in the end.
+def opening(
+    model: str, *, dtype: str | None, trust_remote_code: bool, progress: Progress
+) -> Pieces[Opened]:
+    """Finds a model directory or hub repository and builds the network, without its weights.
 
     ``dtype`` "float32", "bfloat16" or "float16" casts what is not quantised; None keeps what is
-    stored. ``max_context`` can only lower the model's own limit. Code that comes with a model
-    runs only with ``trust_remote_code``. Raises LoadError.
+    stored. Code that comes with a model runs only with ``trust_remote_code``. Raises LoadError.
     """
     if dtype is not None and dtype not in DTYPES:
         raise LoadError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -108,8 +114,15 @@ def loading(
     yield None
     network, config = _read_model(path, config, trust_remote_code)
     settle_dtype(network, dtype, progress)
-    vocab_size = _vocab_size(network, path)
-    yield Weights(nbytes(network))
+    return Opened(network, config, path, _vocab_size(network, path), own_eos, reading)
+
+
+def filling(opened: Opened, max_context: int | None, progress: Progress) -> Pieces[Loaded]:
+    """Reads the weights into memory, which must have been granted. Raises LoadError.
+
+    ``max_context`` can only lower the model's own limit.
+    """
+    network, config, path, vocab_size, own_eos, reading = opened
     try:
         yield from bring_in(network)
     except RuntimeError as error:
@@ -261,7 +274,7 @@ def _read_tokenizer(path: Path, eos: Iterable[int], trust_remote_code: bool) -> 
     extra = {"trust_remote_code": trust_remote_code}
     try:
         return utils.load_tokenizer(path, extra, eos_token_ids=list(eos) or None)
-    except (*BROKEN, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises this very class
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise LoadError(
                 f"the tokenizer of {path} brings its own code: read it, and if you trust it "

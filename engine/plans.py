@@ -1,11 +1,11 @@
-"""How one step reads and writes KV: a prefill chunk of one row, or one token of many rows.
+"""How one step reads and writes KV: a prefill chunk of one row, or a few tokens of many rows.
 
 Owned by the engine thread. Built per step; holds no state beyond it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -22,20 +22,33 @@ from .attention import (
     shared_partial,
     stack,
 )
-from .rows import Row
+from .rows import Row, Tail
 from .slabs import Slab
+
+
+class Span(NamedTuple):
+    """The tokens [start, start + width) of a row, which one step gives to a model."""
+
+    row: Row
+    start: int
+    width: int = 1
+
+    @property
+    def tail(self) -> Tail:
+        """Where the step writes their KV."""
+        assert self.row.tail is not None
+        return self.row.tail
 
 
 class PrefillPlan:
     """A chunk of one row: lent run and own tail are joined for one layer at a time."""
 
-    def __init__(self, row: Row, lent: Sequence[Node], count: int) -> None:
-        assert row.tail is not None
-        self.offset = row.length
-        self.tail = row.tail
+    def __init__(self, span: Span, lent: Sequence[Node]) -> None:
+        self.offset = span.start
+        self.tail = span.tail
         self.blocks = [_block(node) for node in lent]
-        self.start = row.length - row.anchor
-        self.stop = self.start + count
+        self.start = span.start - span.row.anchor
+        self.stop = self.start + span.width
         self.fresh: tuple[mx.array, mx.array] | None = None
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
@@ -69,28 +82,56 @@ class PrefillPlan:
 
 
 class Part(NamedTuple):
-    """Rows [first, last) of the plan's order, in the neighbouring slots of one slab."""
+    """Spans of ``width`` tokens each, whose rows lie in neighbouring slots of one slab.
+
+    They are the tokens [first, last) of the plan's order.
+    """
 
     slab: Slab
     slot: int
     first: int
     last: int
+    width: int
     length: int  # tokens to attend, the longest row's
-    bias: mx.array | None  # [n, 1, 1, length], where the rows' lengths differ
+    bias: mx.array | None  # [rows, 1, width, length], where not all tokens see all of it
+
+    @property
+    def rows(self) -> int:
+        """Number of spans."""
+        return (self.last - self.first) // self.width
+
+
+class Target(NamedTuple):
+    """Where the tokens [first, last) of the plan's order are written: one slab."""
+
+    slab: Slab
+    first: int
+    last: int
+    slots: list[int]
+    ends: list[int]
+
+    def write(self, array: mx.array, new: mx.array) -> None:
+        """Puts ``new`` [tokens, heads, 1, dim] into ``array`` [slots, heads, capacity, dim]."""
+        slot, end = self.slots[0], self.ends[0]
+        if self.slots[-1] == slot and len(set(self.slots)) == 1:
+            stop = end + len(self.ends)
+            array[slot : slot + 1, :, end:stop] = new.transpose(2, 1, 0, 3)
+        else:
+            array[mx.array(self.slots), :, mx.array(self.ends)] = new[:, :, 0]
 
 
 class Segment(NamedTuple):
-    """One lent node and the rows (of the plan's order) that borrow it."""
+    """One lent node and the tokens (of the plan's order) whose rows borrow it."""
 
     block: Block
-    rows: tuple[int, ...]
+    tokens: tuple[int, ...]
 
 
 class Level(NamedTuple):
     """Lent nodes with disjoint borrowers, computed one by one and put in row order.
 
-    ``missing`` rows borrow nothing at this depth; ``order`` (None: as they come) restores the
-    row order of the segments' rows followed by the missing ones.
+    ``missing`` tokens borrow nothing at this depth; ``order`` (None: as they come) restores the
+    order of the segments' tokens followed by the missing ones.
     """
 
     segments: list[Segment]
@@ -99,39 +140,33 @@ class Level(NamedTuple):
 
 
 class DecodePlan:
-    """One token for each of ``rows``.
+    """One or a few tokens for each of several rows: [T] tokens, each a row of the model's batch.
 
     Rows that borrow come first, so that those that do not are served by MLX's fused kernel.
     """
 
-    def __init__(self, rows: Sequence[Row], lent: dict[Row, list[Node]]) -> None:
-        ranked = sorted(range(len(rows)), key=lambda i: rank(rows[i]))
-        self.order = _permutation(ranked)
-        self.back = None if self.order is None else _inverse(ranked)
-        self.rows = [rows[i] for i in ranked]
-        self.offset = mx.array([r.length for r in rows], mx.int32)
-        self.borrowing = sum(1 for r in self.rows if r.anchor)
-        self.parts = list(_parts(self.rows, self.borrowing))
-        self.levels = _levels([lent[r] for r in self.rows[: self.borrowing]])
-        self.targets = _targets(self.rows)
+    def __init__(self, spans: Sequence[Span], lent: dict[Row, list[Node]]) -> None:
+        ranked = sorted(spans, key=lambda s: rank(s.row))
+        self.order, self.back = _orders(spans, ranked)
+        self.offset = mx.array([s.start + i for s in spans for i in range(s.width)], mx.int32)
+        borrowers = [s for s in ranked if s.row.anchor]
+        self.borrowing = sum(s.width for s in borrowers)
+        self.parts = list(_parts(ranked, self.borrowing))
+        self.levels = _levels([lent[s.row] for s in borrowers for _ in range(s.width)])
+        self.targets = _targets(ranked)
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
-        """Scatters each row's token [B, heads, 1, dim] to the end of its tail."""
+        """Scatters each token's [T, heads, 1, dim] to its place in the row's tail."""
         keys, values = self._ranked(keys), self._ranked(values)
-        for slab, first, last, slots, ends in self.targets:
-            if last - first == 1:
-                slot, end = slots[0], ends[0]
-                slab.keys[layer][slot : slot + 1, :, end : end + 1] = keys[first:last]
-                slab.values[layer][slot : slot + 1, :, end : end + 1] = values[first:last]
-            else:
-                at = (mx.array(slots), slice(None), mx.array(ends))
-                slab.keys[layer][at] = keys[first:last, :, 0]
-                slab.values[layer][at] = values[first:last, :, 0]
+        for target in self.targets:
+            tokens = slice(target.first, target.last)
+            target.write(target.slab.keys[layer], keys[tokens])
+            target.write(target.slab.values[layer], values[tokens])
 
     def attend(
         self, layer: int, queries: mx.array, scale: float, sinks: mx.array | None
     ) -> mx.array:
-        """Attention of [B, query heads, 1, dim] over each row's lent run and tail."""
+        """Attention of [T, query heads, 1, dim] over each row's lent run and tail."""
         queries = self._ranked(queries)
         outputs = []
         if self.borrowing:
@@ -152,18 +187,21 @@ class DecodePlan:
     ) -> mx.array:
         keys, values = _tails(part, layer)
         bias = None if part.bias is None else part.bias.astype(queries.dtype)
-        return mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=scale, mask=bias, sinks=sinks
+        tokens, heads = queries.shape[:2]
+        by_row = queries.reshape(part.rows, part.width, heads, -1).swapaxes(1, 2)
+        output = mx.fast.scaled_dot_product_attention(
+            by_row, keys, values, scale=scale, mask=bias, sinks=sinks
         )
+        return output.swapaxes(1, 2).reshape(tokens, heads, 1, -1)
 
     def _borrowers(
         self, layer: int, queries: mx.array, scale: float, sinks: mx.array | None
     ) -> mx.array:
         n, query_heads, _, dim = queries.shape
-        heads = self.rows[0].tail.slab.keys[layer].shape[1]  # type: ignore[union-attr]
+        heads = self.parts[0].slab.keys[layer].shape[1]
         scaled = (queries * scale).reshape(n, heads, query_heads // heads, dim)
         tails = [
-            partial(scaled[part.first : part.last], *_tails(part, layer), part.bias)
+            _tail_partial(part, layer, scaled[part.first : part.last])
             for part in self.parts
             if part.first < self.borrowing
         ]
@@ -186,8 +224,18 @@ def _block(node: Node) -> Block:
     return node.payload
 
 
-def _permutation(ranked: list[int]) -> mx.array | None:
-    return None if ranked == sorted(ranked) else mx.array(ranked)
+def _orders(
+    spans: Sequence[Span], ranked: Sequence[Span]
+) -> tuple[mx.array | None, mx.array | None]:
+    """Indices that put the tokens of ``spans`` in the order of ``ranked``, and back."""
+    first, firsts = 0, {}
+    for span in spans:
+        firsts[span.row] = first
+        first += span.width
+    order = [firsts[s.row] + i for s in ranked for i in range(s.width)]
+    if order == sorted(order):
+        return None, None
+    return mx.array(order), _inverse(order)
 
 
 def _inverse(ranked: list[int]) -> mx.array:
@@ -197,56 +245,73 @@ def _inverse(ranked: list[int]) -> mx.array:
     return mx.array(back)
 
 
-def _parts(rows: Sequence[Row], borrowing: int) -> list[Part]:
-    """Cuts the ranked rows where the slab, or the neighbourhood of slots, ends."""
-    parts = []
-    first = 0
-    for i in range(1, len(rows) + 1):
-        if i < len(rows) and i != borrowing and _neighbours(rows[i - 1], rows[i]):
+def _parts(spans: Sequence[Span], borrowing: int) -> Iterator[Part]:
+    """Cuts the ranked spans where width, slab or the neighbourhood of slots ends."""
+    begin = first = 0
+    for i in range(1, len(spans) + 1):
+        last = first + (i - begin) * spans[begin].width
+        if i < len(spans) and last != borrowing and _neighbours(spans[i - 1], spans[i]):
             continue
-        lengths = [r.length + 1 - r.anchor for r in rows[first:i]]
-        longest = max(lengths)
-        bias = None
-        if min(lengths) < longest:
-            seen = mx.arange(longest)[None] < mx.array(lengths)[:, None]
-            bias = mx.where(seen, 0.0, NOTHING)[:, None, None, :]
-        tail = rows[first].tail
-        assert tail is not None
-        parts.append(Part(tail.slab, tail.slot, first, i, longest, bias))
-        first = i
-    return parts
+        yield _part(spans[begin:i], first, last)
+        begin, first = i, last
 
 
-def _neighbours(a: Row, b: Row) -> bool:
-    assert a.tail is not None and b.tail is not None
-    return a.tail.slab is b.tail.slab and a.tail.slot + 1 == b.tail.slot
+def _part(spans: Sequence[Span], first: int, last: int) -> Part:
+    width, tail = spans[0].width, spans[0].tail
+    seen = [s.start + 1 - s.row.anchor for s in spans]  # by the first token of each
+    length = max(seen) + width - 1
+    bias = None
+    if width > 1 or min(seen) < length:
+        limit = mx.array(seen)[:, None, None] + mx.arange(width)[:, None]
+        bias = mx.where(mx.arange(length) < limit, 0.0, NOTHING)[:, None]
+    return Part(tail.slab, tail.slot, first, last, width, length, bias)
 
 
-def _targets(rows: Sequence[Row]) -> list[tuple[Slab, int, int, list[int], list[int]]]:
-    """Per slab: the ranked rows [first, last) in it, their slots and the place of their token."""
-    targets = []
+def _neighbours(a: Span, b: Span) -> bool:
+    return a.width == b.width and a.tail.slab is b.tail.slab and a.tail.slot + 1 == b.tail.slot
+
+
+def _targets(spans: Sequence[Span]) -> list[Target]:
+    """Per slab: the ranked tokens in it, their slots and their places there."""
+    targets: list[Target] = []
     first = 0
-    for i in range(1, len(rows) + 1):
-        slab = rows[first].tail.slab  # type: ignore[union-attr]
-        if i < len(rows) and rows[i].tail.slab is slab:  # type: ignore[union-attr]
-            continue
-        tails = [r.tail for r in rows[first:i]]
-        slots = [t.slot for t in tails if t is not None]
-        ends = [r.length - r.anchor for r in rows[first:i]]
-        assert all(0 <= end < slab.capacity for end in ends)
-        targets.append((slab, first, i, slots, ends))
-        first = i
+    for span in spans:
+        tail, end = span.tail, span.start - span.row.anchor
+        assert end >= 0 and end + span.width <= tail.capacity
+        if not targets or targets[-1].slab is not tail.slab:
+            targets.append(Target(tail.slab, first, first, [], []))
+        first += span.width
+        slots, ends = targets[-1].slots, targets[-1].ends
+        slots.extend([tail.slot] * span.width)
+        ends.extend(range(end, end + span.width))
+        targets[-1] = targets[-1]._replace(last=first)
     return targets
 
 
 def _tails(part: Part, layer: int) -> tuple[mx.array, mx.array]:
-    pick = (slice(part.slot, part.slot + part.last - part.first), slice(None))
+    pick = (slice(part.slot, part.slot + part.rows), slice(None))
     tokens = slice(0, part.length)
     return part.slab.keys[layer][(*pick, tokens)], part.slab.values[layer][(*pick, tokens)]
 
 
+def _tail_partial(part: Part, layer: int, queries: mx.array) -> Partial:
+    """Attention of scaled ``queries`` [tokens, heads, r, dim] over the tails of their rows."""
+    keys, values = _tails(part, layer)
+    if part.width == 1:
+        return partial(queries, keys, values, part.bias)
+    tokens, heads, r, dim = queries.shape
+    shape = (part.rows, part.width, heads, r)
+    # All queries of a row and head in one matrix, [rows, heads, r * width, dim].
+    by_row = queries.reshape(*shape, dim).transpose(0, 2, 3, 1, 4)
+    assert part.bias is not None
+    bias = mx.tile(part.bias, (1, 1, r, 1))
+    flat = partial(by_row.reshape(part.rows, heads, r * part.width, dim), keys, values, bias)
+    apart = (x.reshape(part.rows, heads, r, part.width, -1) for x in flat)
+    return Partial(*(x.transpose(0, 3, 1, 2, 4).reshape(tokens, heads, r, -1) for x in apart))
+
+
 def _levels(paths: Sequence[list[Node]]) -> list[Level]:
-    """Groups the rows' lent nodes by depth."""
+    """Groups the lent nodes of tokens by depth."""
     levels = []
     for depth in range(max(map(len, paths), default=0)):
         borrowers: dict[int, tuple[Block, list[int]]] = {}
@@ -254,8 +319,8 @@ def _levels(paths: Sequence[list[Node]]) -> list[Level]:
             if depth < len(path):
                 block = _block(path[depth])
                 borrowers.setdefault(id(path[depth]), (block, []))[1].append(i)
-        segments = [Segment(block, tuple(rows)) for block, rows in borrowers.values()]
-        found = [i for s in segments for i in s.rows]
+        segments = [Segment(block, tuple(tokens)) for block, tokens in borrowers.values()]
+        found = [i for s in segments for i in s.tokens]
         missing = [i for i in range(len(paths)) if depth >= len(paths[i])]
         ranked = found + missing
         order = None if ranked == sorted(ranked) else _inverse(ranked)
@@ -265,10 +330,10 @@ def _levels(paths: Sequence[list[Node]]) -> list[Level]:
 
 def _level(level: Level, layer: int, queries: mx.array) -> Partial:
     parts = []
-    for block, rows in level.segments:
-        first, last = rows[0], rows[-1] + 1
-        adjoining = last - first == len(rows)
-        mine = queries[first:last] if adjoining else queries[mx.array(rows)]
+    for block, tokens in level.segments:
+        first, last = tokens[0], tokens[-1] + 1
+        adjoining = last - first == len(tokens)
+        mine = queries[first:last] if adjoining else queries[mx.array(tokens)]
         parts.append(shared_partial(mine, *block.layers[layer]))
     if level.missing:
         parts.append(nothing(parts[0], level.missing))

@@ -14,9 +14,12 @@ from mlx_lm.models.cache import KVCache
 
 from cache.block import LayerKV
 from cache.prefix_cache import Lease, PrefixCache
+from cache.radix import Node
 
+from .drafting import Drafting
 from .sampling import RowSampling
 from .slabs import Slab, SlabPool, round_capacity
+from .variant import NGRAM, Variant
 
 if TYPE_CHECKING:
     from .states import StateBatch
@@ -81,7 +84,7 @@ class Row:
     """A sequence on its way through the model; a ``Holder`` for the prefix cache.
 
     ``tokens`` are prompt and reply so far, ``length`` of them have been given to the model.
-    ``cache`` is that of the row's namespace, ``adapter`` None for the base itself.
+    ``cache`` is that of the row's namespace, ``variant`` names its adapter and draft.
     ``states`` holds mlx-lm's own caches by layer index: of layers that are not kept by token,
     and of all layers where attention is copied; while the row decodes they lie in ``batch``.
     """
@@ -89,19 +92,38 @@ class Row:
     id: str
     tokens: array[int]
     sampling: RowSampling
-    adapter: str | None
+    variant: Variant
     cache: PrefixCache
     lease: Lease
     length: int
     boundaries: list[int]
     tail: Tail | None
     states: dict[int, Any]
+    drafting: Drafting | None = None
     batch: StateBatch | None = None
 
     @property
     def anchor(self) -> int:
         """The tokens [0, anchor) are attended in the tree's blocks."""
         return self.tail.anchor if self.tail is not None else 0
+
+    @property
+    def drafts_by_model(self) -> bool:
+        """Whether the row's KV includes a draft model's."""
+        return self.drafting is not None and self.drafting.name != NGRAM
+
+    def lent(self) -> list[Node]:
+        """The tree's nodes that the row attends in place."""
+        return self.cache.lent(self.lease, self.anchor) if self.anchor else []
+
+    def cut(self, count: int) -> None:
+        """Forgets all tokens behind the first ``count``, which a stop made superfluous."""
+        assert self.tail is not None or count == len(self.tokens)
+        if count < len(self.tokens):
+            del self.tokens[count:]
+            self.length = min(self.length, count - 1)
+            if self.drafting is not None:
+                self.drafting.length = min(self.drafting.length, self.length)
 
     @property
     def remaining(self) -> int:

@@ -7,6 +7,7 @@ Owned by the engine thread; knows nothing of models or requests.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,10 +54,23 @@ class RowSampling:
             self._device = _Device.of(self.params, self._seen, self.vocab_size)
         return self._device
 
-    def count(self, token: mx.array) -> None:
-        """Adds a generated token (a lazy scalar) to the counts."""
+    def ahead(self, tokens: Sequence[mx.array]) -> list[RowSampling]:
+        """This, and what it would be after each of the proposed ``tokens`` (lazy scalars)."""
+        states = [self]
+        for token in tokens:
+            states.append(states[-1]._after(token) if self.counts_tokens else self)
+        return states
+
+    def advance(self, accepted: RowSampling, token: mx.array) -> None:
+        """Counts what was generated: all that ``accepted``, one of ``ahead``, has and a token."""
+        if self.counts_tokens:
+            self._device = accepted._after(token).device
+
+    def _after(self, token: mx.array) -> RowSampling:
         device = self.device
-        self._device = device._replace(counts=device.counts.at[token].add(1.0))
+        twin = copy.copy(self)
+        twin._device = device._replace(counts=device.counts.at[token].add(1.0))
+        return twin
 
 
 class _Device(NamedTuple):
@@ -100,9 +114,16 @@ def sample(logits: mx.array, rows: Sequence[RowSampling], positions: Sequence[in
     ``positions`` are the absolute positions of the tokens to be chosen. Logits beyond the
     vocabulary's size are padding and are never chosen.
     """
+    logits = _within(logits, rows)
+    return _with_logprobs(logits, rows, choose_tokens(logits, rows, positions))
+
+
+def choose_tokens(
+    logits: mx.array, rows: Sequence[RowSampling], positions: Sequence[int]
+) -> mx.array:
+    """What ``sample`` chooses, [B] int32, without log-probabilities."""
     assert len(rows) == len(positions) == logits.shape[0] > 0
-    if logits.shape[1] > rows[0].vocab_size:
-        logits = logits[:, : rows[0].vocab_size]
+    logits = _within(logits, rows)
     adjusted = _adjust(logits, rows)
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
     tokens = mx.argmax(adjusted, axis=-1).astype(mx.int32) if len(drawn) < len(rows) else None
@@ -111,14 +132,12 @@ def sample(logits: mx.array, rows: Sequence[RowSampling], positions: Sequence[in
         chosen = _draw(_pick(adjusted, drawn), [rows[i].params for i in drawn], numbers)
         tokens = chosen if tokens is None else _replace(tokens, drawn, chosen)
     assert tokens is not None
-    return _with_logprobs(logits, rows, tokens)
+    return tokens
 
 
-def commit(rows: Sequence[RowSampling], tokens: mx.array) -> None:
-    """Counts the sampled ``tokens`` [B] for the rows whose penalties need it; lazy."""
-    for i, row in enumerate(rows):
-        if row.counts_tokens:
-            row.count(tokens[i])
+def _within(logits: mx.array, rows: Sequence[RowSampling]) -> mx.array:
+    size = rows[0].vocab_size
+    return logits[:, :size] if logits.shape[1] > size else logits
 
 
 def describe(sampled: Sampled) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:

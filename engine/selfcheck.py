@@ -1,7 +1,8 @@
 """At load: does attention over lent blocks give what mlx-lm's own caches give?
 
-Compares logits on random tokens: cold, lent and batched, and after a cut in the middle of a
-block. In pieces of one small pass each. Owned by the engine thread.
+Compares logits on random tokens: cold, lent and batched, after a cut in the middle of a block,
+and where rows give several tokens to a step, some of which are taken back. In pieces of one small
+pass each. Owned by the engine thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .sampling import RowSampling
 
 PREFIX, CUT, SUFFIX, STEPS = 96, 61, 7, 4  # tokens; the cut lies inside the prefix
 CHUNK = 40  # tokens of one piece
+SINGLE = ((1, 1, 1),) * STEPS  # tokens of each row, step by step
+SEVERAL = ((1, 2, 3), (3, 2, 1))
 TOLERANCE = {mx.float32: 2e-3, mx.float16: 0.1, mx.bfloat16: 0.25}  # of the logits' deviation
 BUDGET = 1 << 40  # the check's own KV is small; its budget must not matter
 
@@ -58,7 +61,6 @@ def _pairs(
     whole = random.integers(0, loaded.vocab_size, PREFIX + SUFFIX + STEPS).tolist()
     branch = random.integers(0, loaded.vocab_size, SUFFIX + STEPS).tolist()
     texts = (whole, whole[:PREFIX] + branch, whole[:CUT] + branch)
-    pairs = []
     for tokens in texts:
         prompt = array("i", tokens[:-STEPS])
         sampling = RowSampling(SamplingParams(temperature=0.0), prompt, loaded.vocab_size)
@@ -68,21 +70,44 @@ def _pairs(
         while row.remaining:
             engine.prefill(row, CHUNK)
             yield None
+    several = not engine.network.own
+    if several:
+        # Other tokens first, which are taken back: the next step writes over them.
+        for row in rows:
+            row.tokens.extend(whole[:3])
+        _step(engine, rows, SEVERAL[0])
+        yield None
     references = []
-    for tokens in texts:
+    for row, tokens in zip(rows, texts, strict=True):
+        row.tokens = array("i", tokens)
         reference = yield from _reference(loaded, tokens)
         references.append(reference)
-    for step in range(STEPS):
-        logits = engine.decode(rows)
-        mx.eval(logits)
-        for row, tokens, reference in zip(rows, texts, references, strict=True):
-            index = engine.position(row)
-            pairs.append((logits[index], reference[step]))
-            row.tokens.append(tokens[len(row.tokens)])
+    pairs: list[tuple[mx.array, mx.array]] = []
+    for counts in SEVERAL if several else SINGLE:
+        found = _step(engine, rows, counts)
+        for row, logits, reference in zip(rows, found, references, strict=True):
+            first = row.length - len(row.tokens) + STEPS + 1
+            row.length += len(logits)
+            pairs += zip(logits, reference[first:], strict=False)
         yield None
     while rows:
         engine.release(rows.pop())
     return pairs
+
+
+def _step(engine: Engine, rows: Sequence[Row], counts: Sequence[int]) -> list[list[mx.array]]:
+    """Logits after each of the next ``counts`` tokens of every row."""
+    wanted = dict(zip(rows, counts, strict=True))
+    spans = [s._replace(width=wanted[s.row]) for s in engine.decoding.spans(rows)]
+    ids = [t for s in spans for t in s.row.tokens[s.start : s.start + s.width]]
+    logits = engine.decoding.forward(spans, mx.array(ids))
+    mx.eval(logits)
+    found: dict[Row, list[mx.array]] = {}
+    first = 0
+    for span in spans:
+        found[span.row] = [logits[first + i] for i in range(span.width)]
+        first += span.width
+    return [found[row] for row in rows]
 
 
 def _reference(loaded: Loaded, tokens: Sequence[int]) -> Pieces[list[mx.array]]:

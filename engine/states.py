@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache
 
 from cache.block import owned
 
@@ -25,13 +25,6 @@ class Snapshot(NamedTuple):
 
     states: dict[int, Any]
     nbytes: int
-
-
-def probe(model: Any) -> list[Any]:
-    """The model's caches after one token: what each layer keeps, in which shape."""
-    caches = make_prompt_cache(model)
-    mx.eval(model(mx.array([[0]]), cache=caches))
-    return list(caches)
 
 
 def arrays(states: Any) -> list[mx.array]:

@@ -90,7 +90,7 @@ class Administration:
 
     def _in_use(self, served: Served, name: str) -> bool:
         return any(
-            (request.model, request.adapter) == (served.name, name)
+            (request.model, request.variant.adapter) == (served.name, name)
             for request in self._service.requests()
         )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from engine.draft_model import Drafts, offered
 from engine.engine import ADAPTER_SLOTS
 from engine.params import SamplingParams
+from engine.start import NUM_DRAFT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,7 @@ class ModelConfig:
     """A base model that is served under ``name``; ``adapters`` are names and directories.
 
     With ``keep_loaded`` it is loaded at start and stays; else it is loaded when somebody asks.
+    ``draft_model`` is as in ``EngineOptions``, and ``draft_name`` how requests name it.
     """
 
     name: str
@@ -23,15 +26,23 @@ class ModelConfig:
     max_context: int | None = None
     adapters: tuple[tuple[str, str], ...] = ()
     keep_loaded: bool = False
+    draft_model: str | None = None
+    draft_name: str | None = None
+    num_draft_tokens: int = NUM_DRAFT_TOKENS
+
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        """The drafts that requests may name, unless the model turns out to be unfit for any."""
+        return offered(self.draft_model, self.draft_name)
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """What is served and within which limits.
 
-    The main model is described by fields of its own and is always loaded; ``models`` are the
-    others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes, None: as
-    recommended. ``adapters`` are names and directories.
+    The main model is described by fields of its own, as in ``ModelConfig``, and is always loaded;
+    ``models`` are the others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes,
+    None: as recommended. ``adapters`` are names and directories.
     """
 
     model: str
@@ -46,6 +57,9 @@ class ServiceConfig:
     max_context: int | None = None
     adapters: tuple[tuple[str, str], ...] = ()
     adapter_slots: int = ADAPTER_SLOTS
+    draft_model: str | None = None
+    draft_name: str | None = None
+    num_draft_tokens: int = NUM_DRAFT_TOKENS
     memory: int | None = None
     models: tuple[ModelConfig, ...] = ()
 
@@ -60,6 +74,9 @@ class ServiceConfig:
             self.max_context,
             self.adapters,
             keep_loaded=True,
+            draft_model=self.draft_model,
+            draft_name=self.draft_name,
+            num_draft_tokens=self.num_draft_tokens,
         )
         return (main, *self.models)
 
@@ -80,6 +97,7 @@ class ModelInfo(NamedTuple):
     created: int
     kv_memory: int
     defaults: SamplingParams
+    drafts: Drafts = Drafts()
 
 
 class AdapterInfo(NamedTuple):

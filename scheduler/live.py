@@ -59,6 +59,9 @@ def going_live(
         trust_remote_code=config.trust_remote_code,
         max_context=config.max_context,
         adapter_slots=service.adapter_slots,
+        draft_model=config.draft_model,
+        draft_name=config.draft_name,
+        num_draft_tokens=config.num_draft_tokens,
     )
     started = yield from starting(options, memory, progress)
     engine = started.engine
@@ -93,4 +96,5 @@ def _info(config: ModelConfig, started: Started) -> ModelInfo:
         created=int(time.time()),
         kv_memory=engine.budget.limit,
         defaults=sampling_defaults(loaded.path),
+        drafts=started.drafts,
     )

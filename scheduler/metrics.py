@@ -10,6 +10,8 @@ from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from engine.variant import BASE, Variant
+
 from .events import FinishReason
 from .stats import Phase, RequestStats, SchedulerStats
 
@@ -56,12 +58,14 @@ class _Definitions:
             labels = (*LABELS, *more)
             return Histogram(f"commons_{name}", text, labels, buckets=buckets, registry=registry)
 
-        # by model and adapter
+        # by model, adapter and draft
         self.queries = counter("prefix_cache_queries", "Prompt tokens looked up in the cache")
         self.hits = counter("prefix_cache_hits", "Prompt tokens found in the cache")
         self.prompt = counter("prompt_tokens", "Prompt tokens of admitted requests")
         self.computed = counter("prompt_computed_tokens", "Prompt tokens run through the model")
         self.generation = counter("generation_tokens", "Tokens generated")
+        self.draft = counter("draft_tokens", "Tokens proposed for replies")
+        self.accepted = counter("draft_accepted_tokens", "Proposed tokens that were right")
         self.requests = counter("requests", "Requests that ended", "finish_reason")
         self.preemptions = counter("preemptions", "Rows put back into the queue")
         self.ttft = histogram("time_to_first_token_seconds", "Acceptance to first token", SLOW)
@@ -88,7 +92,7 @@ class _Definitions:
 
 
 class RequestSeries(RequestStats):
-    """The series of the requests for one model or adapter; all are at 0 once it is made."""
+    """The series of the requests for one variant of a model; all are at 0 once it is made."""
 
     def __init__(self, of: _Definitions, labels: dict[str, str]) -> None:
         # Looked up once: a lookup by labels costs more than the counting itself.
@@ -96,6 +100,7 @@ class RequestSeries(RequestStats):
         self._prompt, self._computed = of.prompt.labels(**labels), of.computed.labels(**labels)
         self._generation = of.generation.labels(**labels)
         self._preemptions = of.preemptions.labels(**labels)
+        self._draft, self._accepted = of.draft.labels(**labels), of.accepted.labels(**labels)
         self._ttft, self._itl = of.ttft.labels(**labels), of.itl.labels(**labels)
         self._e2e, self._queue = of.e2e.labels(**labels), of.queue.labels(**labels)
         self._prefill = of.prefill.labels(**labels)
@@ -126,6 +131,11 @@ class RequestSeries(RequestStats):
         self._generation.inc()
         self._itl.observe(gap)
 
+    def drafted(self, proposed: int, accepted: int) -> None:
+        """Counts proposals."""
+        self._draft.inc(proposed)
+        self._accepted.inc(accepted)
+
     def preempted(self) -> None:
         """Counts a preemption."""
         self._preemptions.inc()
@@ -142,7 +152,7 @@ class ModelMetrics(SchedulerStats):
     def __init__(self, of: _Definitions, model: str) -> None:
         self._of = of
         self._model = model
-        self._series: dict[str | None, RequestSeries] = {}
+        self._series: dict[Variant, RequestSeries] = {}
         self._evicted_before = 0
         labels = self._labels()
         for metric in (of.evicted, of.disconnects, of.unloads, of.loaded, of.batch):
@@ -159,14 +169,14 @@ class ModelMetrics(SchedulerStats):
             of.memory.labels(**labels, kind=kind)
         for phase in get_args(Phase):
             of.step.labels(**labels, phase=phase)
-        self.of(None)
+        self.of(BASE)
 
-    def of(self, adapter: str | None) -> RequestSeries:
-        """The series of an adapter, None for the base itself."""
-        series = self._series.get(adapter)
+    def of(self, variant: Variant) -> RequestSeries:
+        """The series of the requests that run as ``variant``."""
+        series = self._series.get(variant)
         if series is None:
-            series = RequestSeries(self._of, self._labels(adapter or ""))
-            self._series[adapter] = series
+            series = RequestSeries(self._of, self._labels(variant))
+            self._series[variant] = series
         return series
 
     def step(self, phase: Phase, seconds: float, rows: int) -> None:
@@ -210,8 +220,9 @@ class ModelMetrics(SchedulerStats):
         of.evicted.labels(**labels).inc(gauges.evicted_tokens - self._evicted_before)
         self._evicted_before = gauges.evicted_tokens
 
-    def _labels(self, adapter: str = "") -> dict[str, str]:
-        return {"model": self._model, "adapter": adapter, "draft": ""}
+    def _labels(self, variant: Variant = BASE) -> dict[str, str]:
+        adapter, draft = variant
+        return {"model": self._model, "adapter": adapter or "", "draft": draft or ""}
 
 
 class Metrics:

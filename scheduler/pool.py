@@ -77,7 +77,8 @@ class ModelPool:
         Raises LoadError, AdapterError for the main one.
         """
         first, *others = self.members.values()
-        self._loaded(first, finish(self._open(first), self.memory.settle))
+        live = finish(self._open(first), self.memory.settle)
+        self._loaded(first, live, self.memory.weights)
         for member in others:
             if member.config.keep_loaded:
                 load = self._load = Load(member, self._open(member))
@@ -256,7 +257,7 @@ class ModelPool:
                 load.piece.add_done_callback(lambda _: self._wake())
             return
         except StopIteration as end:
-            self._loaded(load.member, end.value)
+            self._loaded(load.member, end.value, load.granted)
             return
         except (LoadError, AdapterError) as error:
             reason = str(error)
@@ -286,8 +287,10 @@ class ModelPool:
                 load.victims.append(member)
                 self._send_away(member)
 
-    def _loaded(self, member: Member, live: Live) -> None:
+    def _loaded(self, member: Member, live: Live, granted: int) -> None:
         self._load = None
+        if granted > live.weights:  # a draft that turned out to be of no use
+            self.memory.give_back(granted - live.weights)
         self._touch(member)
         log.info("%s is loaded", member.name)
         self._tell(member.start(live))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.params import SamplingParams
+from engine.variant import BASE, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +15,9 @@ class Request:
     ``prompt`` holds at least one token id, all inside the vocabulary. ``max_tokens`` is at
     least 1 and fits the context. ``stop_token_ids`` end the reply (normally the model's
     end-of-sequence ids). ``boundaries`` are prompt lengths at which layers that cannot be
-    trimmed keep a snapshot (for instance the end of the system prompt), ascending. ``adapter``
-    is one that the engine has loaded, None for the base itself. ``model`` is the base model's
-    name, which tells the models of one engine thread apart.
+    trimmed keep a snapshot (for instance the end of the system prompt), ascending. ``variant``
+    names an adapter and a draft that the engine knows. ``model`` is the base model's name, which
+    tells the models of one engine thread apart.
     """
 
     id: str
@@ -26,5 +27,5 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     boundaries: tuple[int, ...] = ()
     tenant: str = "default"
-    adapter: str | None = None
+    variant: Variant = BASE
     model: str = ""

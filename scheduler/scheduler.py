@@ -13,9 +13,11 @@ from typing import Protocol
 
 from cache.prefix_cache import Hit
 from engine.adapter_files import AdapterError
-from engine.engine import MOST_CHUNK, Choice
+from engine.decoding import Choice, Outcome
+from engine.engine import MOST_CHUNK
 from engine.rows import Row
 from engine.sampling import RowSampling
+from engine.variant import BASE, Variant
 
 from .entry import Entry
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
@@ -30,6 +32,7 @@ LEAST_CHUNK = 32  # tokens; below this the fixed costs of a pass dominate
 IDLE_FACTOR = 4  # with nothing decoding, a chunk may take so many stall targets
 WORTH_WAITING = 64  # tokens of common prefix for which a follower waits
 MOST_PASSED_OVER = 16  # times that something gives way to what came later
+UNFIT = "The prompt does not fit into the KV memory."
 
 
 class EngineLike(Protocol):
@@ -41,20 +44,20 @@ class EngineLike(Protocol):
     @property
     def busy(self) -> bool: ...
     def fits(self, tokens: int) -> bool: ...
-    def lookup(self, tokens: array[int], adapter: str | None = None) -> Hit: ...
+    def lookup(self, tokens: array[int], variant: Variant = BASE) -> Hit: ...
     def admit(
         self,
         request_id: str,
         tokens: array[int],
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
-        adapter: str | None = None,
+        variant: Variant = BASE,
     ) -> Row | None: ...
     def mark(self, row: Row, position: int) -> None: ...
     def prefill(self, row: Row, most: int) -> int: ...
     def make_room(self, row: Row) -> bool: ...
-    def submit(self, rows: Sequence[Row]) -> None: ...
-    def collect(self) -> list[Choice]: ...
+    def submit(self, rows: Sequence[Row], left: Sequence[int] | None = None) -> None: ...
+    def collect(self) -> list[Outcome]: ...
     def release(self, row: Row) -> None: ...
 
 
@@ -97,7 +100,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Accepts a request; it will end in exactly one ``Finished``."""
         assert request.id not in self._entries
-        stats = self.stats.of(request.adapter)
+        stats = self.stats.of(request.variant)
         entry = Entry(request, self.engine.vocab_size, self.clock(), stats)
         self._entries[request.id] = entry
         self.waiting.append(entry)
@@ -159,15 +162,20 @@ class Scheduler:
         return bool(self.prefilling or (self.waiting and room and not self._blocked))
 
     def _collect(self, events: list[Event]) -> None:
-        choices = self.engine.collect()
+        outcomes = self.engine.collect()
         now = self.clock()
         self._decode_seconds = now - self._submitted
-        self.stats.step("decode", self._decode_seconds, len(choices))
-        by_id = self._entries
-        for choice in choices:
-            self._deliver(by_id[choice.row.id], choice, now, events)
+        self.stats.step("decode", self._decode_seconds, len(outcomes))
+        for row, choices, proposed in outcomes:
+            entry = self._entries[row.id]
+            if proposed:
+                entry.stats.drafted(proposed, len(choices) - 1)
+            for choice in choices:
+                if self._deliver(entry, choice, now, events):
+                    break
 
-    def _deliver(self, entry: Entry, choice: Choice, now: float, events: list[Event]) -> None:
+    def _deliver(self, entry: Entry, choice: Choice, now: float, events: list[Event]) -> bool:
+        """Hands on a token; whether it was the request's last."""
         entry.generated += 1
         request = entry.request
         if entry.generated == 1:
@@ -177,17 +185,19 @@ class Scheduler:
         entry.last_token = now
         if choice.token in request.stop_token_ids:
             self._finish(entry, "stop", events)
-            return
+            return True
         logprob = None if choice.logprob is None else TokenLogprob(choice.logprob, choice.top)
         events.append(Token(request.id, choice.token, logprob))
         if entry.generated >= request.max_tokens:
             self._finish(entry, "length", events)
+            return True
+        return False
 
     def _admit(self, events: list[Event]) -> None:
         """Starts waiting requests, those with the longest cached prefix first."""
         if not self.waiting or self._blocked or self.neighbours.first:
             return
-        hits = {e: self.engine.lookup(e.tokens, e.request.adapter).length for e in self.waiting}
+        hits = {e: self.engine.lookup(e.tokens, e.request.variant).length for e in self.waiting}
         ranked = sorted(self.waiting, key=lambda e: (e.passed_over < MOST_PASSED_OVER, -hits[e]))
         for entry in ranked:
             if self.running >= self.max_rows:
@@ -197,10 +207,10 @@ class Scheduler:
             request = entry.request
             try:
                 row = self.engine.admit(
-                    request.id, entry.tokens, entry.sampling, entry.boundaries, request.adapter
+                    request.id, entry.tokens, entry.sampling, entry.boundaries, request.variant
                 )
             except AdapterError as error:
-                log.error("adapter %s: %s", request.adapter, error)
+                log.error("adapter %s: %s", request.variant.adapter, error)
                 self.waiting.remove(entry)
                 self._end(entry, "error", events, "The adapter cannot be loaded.")
                 continue
@@ -234,8 +244,8 @@ class Scheduler:
         if most - cached < WORTH_WAITING:
             return False
         for leader in self.prefilling:
-            if leader.request.adapter != entry.request.adapter:
-                continue  # the same tokens have other KV there
+            if leader.request.variant != entry.request.variant:
+                continue  # the same tokens may have other KV there
             assert leader.row is not None
             common = min(common_prefix(leader.tokens, entry.tokens), most, len(leader.tokens) - 1)
             if common - cached >= WORTH_WAITING and leader.row.length < common:
@@ -296,15 +306,16 @@ class Scheduler:
             pass
         if not self.decoding:
             return
-        rows = []
+        rows, left = [], []
         for entry in self.decoding:
             assert entry.row is not None
             rows.append(entry.row)
+            left.append(entry.request.max_tokens - entry.generated)
             if entry.row.length < len(entry.request.prompt):
                 entry.computed += 1  # the last prompt token enters with the first decode step
                 entry.stats.computed(1)
         self._submitted = self.clock()
-        self.engine.submit(rows)
+        self.engine.submit(rows, left)
 
     def _make_room(self, events: list[Event]) -> bool:
         """Whether every decoding row has a place for its token; preempts one if not."""
@@ -355,6 +366,7 @@ class Scheduler:
     def _withdraw(self, entry: Entry) -> None:
         """Takes the row out of the engine; its KV goes into the tree."""
         assert entry.row is not None
+        entry.row.cut(len(entry.request.prompt) + entry.generated)  # a stop may have come before
         (self.prefilling if entry in self.prefilling else self.decoding).remove(entry)
         entry.tokens = entry.row.tokens
         self.engine.release(entry.row)
@@ -363,18 +375,13 @@ class Scheduler:
         self._blocked = False
 
     def _end(
-        self,
-        entry: Entry,
-        reason: FinishReason,
-        events: list[Event],
-        message: str = "The prompt does not fit into the KV memory.",
+        self, entry: Entry, reason: FinishReason, events: list[Event], message: str = UNFIT
     ) -> None:
         """The terminal event; ``message`` is for an error only."""
         del self._entries[entry.request.id]
         prompt = len(entry.request.prompt)
-        generated = entry.generated
-        told = message if reason == "error" else None
-        events.append(Finished(entry.request.id, reason, prompt, entry.cached, generated, told))
+        told, made = message if reason == "error" else None, entry.generated
+        events.append(Finished(entry.request.id, reason, prompt, entry.cached, made, told))
         entry.stats.finished(reason, self.clock() - entry.accepted)
 
 

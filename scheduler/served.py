@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from engine.variant import Variant
+
 from .door import Door
 from .info import AdapterInfo, ModelConfig
 from .live import LoadedModel
@@ -28,6 +30,7 @@ class Served:
         self.unloads = 0
         self.created = int(time.time())
         self.adapters: dict[str, AdapterInfo] = {}
+        self._begin_series()
         for name, path in config.adapters:
             self.add_adapter(name, path)
 
@@ -39,7 +42,11 @@ class Served:
     def add_adapter(self, name: str, path: str) -> None:
         """Offers an adapter from now on; its series begin at 0."""
         self.adapters[name] = AdapterInfo(name, path, int(time.time()))
-        self.metrics.of(name)
+        self._begin_series(name)
+
+    def _begin_series(self, adapter: str | None = None) -> None:
+        for draft in (None, *self.config.drafts):
+            self.metrics.of(Variant(adapter, draft))
 
 
 class Target(NamedTuple):

@@ -193,8 +193,9 @@ class Service:
         self.check_alive()
         served = self.models[request.model]
         assert self._worker is not None and served.facts is not None
-        if request.adapter is not None and request.adapter not in served.adapters:
-            raise UnknownAdapter(request.adapter)
+        adapter = request.variant.adapter
+        if adapter is not None and adapter not in served.adapters:
+            raise UnknownAdapter(adapter)
         if len(request.prompt) > served.facts.most_tokens:
             raise Unfit(
                 f"The prompt has {len(request.prompt)} tokens; the KV memory of this server "

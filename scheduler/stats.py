@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from engine.variant import Variant
+
 from .events import FinishReason
 
 Phase = Literal["prefill", "decode"]
 
 
 class RequestStats:
-    """Counts nothing; the base of what counts the requests for one model or adapter.
+    """Counts nothing; the base of what counts the requests for one variant of a model.
 
     All times in seconds; called on the engine thread.
     """
@@ -27,6 +29,9 @@ class RequestStats:
     def next_token(self, gap: float) -> None:
         """A request got another token."""
 
+    def drafted(self, proposed: int, accepted: int) -> None:
+        """So many of the tokens proposed for a request were what the model chose, too."""
+
     def preempted(self) -> None:
         """A row was put back into the queue."""
 
@@ -40,8 +45,8 @@ NO_REQUEST_STATS = RequestStats()
 class SchedulerStats:
     """Counts nothing; the base of what counts the steps of one model."""
 
-    def of(self, adapter: str | None) -> RequestStats:
-        """What counts the requests for ``adapter``, None for the base itself."""
+    def of(self, variant: Variant) -> RequestStats:
+        """What counts the requests that run as ``variant``."""
         return NO_REQUEST_STATS
 
     def step(self, phase: Phase, seconds: float, rows: int) -> None:

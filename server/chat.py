@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.tokenizer import Message, Prompt, PromptError, Tokenizer
+from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
@@ -114,10 +115,11 @@ class ChatCompletions(Dialect):
         served, copies = target.served, body.choices
         with reserve(service, served, copies) as places, service.use(served) as use:
             model = await self.loaded(request, served, use)
-            plan = _Plan(model, body, self.default_max_tokens)
+            variant = self.variant(model, target, body.draft_model)
+            plan = _Plan(model, body, variant, self.default_max_tokens)
             prompt = await self.threads.run(plan.prompt)
             name = f"chatcmpl-{uuid.uuid4().hex}"
-            generation = submit(service, target, places, [plan.plan(prompt)], copies, name)
+            generation = submit(service, served, places, [plan.plan(prompt)], copies, name)
         frame = Frame(name, "chat.completion", body.model, int(time.time()))
         if body.stream:
             writer = _Chunks(model.tokenizer, frame, body.logprobs is True)
@@ -129,10 +131,13 @@ class ChatCompletions(Dialect):
 class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, model: LoadedModel, body: ChatRequest, default_max_tokens: int) -> None:
+    def __init__(
+        self, model: LoadedModel, body: ChatRequest, variant: Variant, default_max_tokens: int
+    ) -> None:
         info = self._info = model.info
         self._tokenizer = model.tokenizer
         self._body = body
+        self._variant = variant
         self._default = default_max_tokens
         self._messages = [_message_dict(i, m) for i, m in enumerate(_listed(body.messages))]
         self._tools = _tools(body)
@@ -158,7 +163,7 @@ class _Plan:
         context = self._info.max_model_len
         most = reply_length(len(prompt.tokens), wanted, self._default, context, param, "messages")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(

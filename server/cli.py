@@ -97,6 +97,21 @@ def serve(
         int,
         typer.Option(min=1, envvar="COMMONS_ADAPTER_SLOTS", help="Adapters in memory at once."),
     ] = 64,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_REPO",
+            envvar="COMMONS_DRAFT_MODEL",
+            help="A small model of the same family that proposes tokens; ngram: what followed the "
+            "same words before in the conversation; none. The embedded model has its own.",
+        ),
+    ] = None,
+    num_draft_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, max=16, envvar="COMMONS_NUM_DRAFT_TOKENS", help="Tokens proposed at once."
+        ),
+    ] = 4,
     host: Annotated[
         str, typer.Option(envvar="COMMONS_HOST", help="Address to listen on.")
     ] = "127.0.0.1",
@@ -197,7 +212,15 @@ def serve(
     # Imported here: `commons bench` and `--help` need neither MLX nor a server.
     from engine import embedded
     from scheduler.info import ServiceConfig
-    from server.config import ConfigError, ServerConfig, parse_adapters, parse_size, served_name
+    from server.config import (
+        ConfigError,
+        ServerConfig,
+        draft_of,
+        own_adapters,
+        parse_adapters,
+        parse_size,
+        served_name,
+    )
     from server.model_tables import parse_models
     from server.process import run
 
@@ -211,10 +234,11 @@ def serve(
         if all_bytes is not None and all_bytes <= (kv_bytes or 0):
             raise ConfigError(f"{memory!r} leaves nothing for weights beside --kv-memory")
     with _blaming("--adapter"):
-        adapters = parse_adapters(adapter or (), name)
+        adapters = parse_adapters(own_adapters(path) + (adapter or []), name)
     with _blaming("--config"):
         tables = context.meta.get("models", {})
         models = parse_models(tables, name, [adapter_name for adapter_name, _ in adapters])
+    draft_path, draft_name = draft_of(draft_model, path)
     service = ServiceConfig(
         model=path,
         served_model_name=name,
@@ -228,6 +252,9 @@ def serve(
         max_context=max_context,
         adapters=adapters,
         adapter_slots=adapter_slots,
+        draft_model=draft_path,
+        draft_name=draft_name,
+        num_draft_tokens=num_draft_tokens,
         memory=all_bytes,
         models=models,
     )

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.tokenizer import Prompt, Tokenizer
+from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
@@ -54,11 +55,12 @@ class Completions(Dialect):
             raise bad_request(f"At most {MOST_CHOICES} replies are possible.", "n")
         with reserve(service, served, places_needed) as places, service.use(served) as use:
             model = await self.loaded(request, served, use)
-            check = _Checked(model, body)
+            variant = self.variant(model, target, body.draft_model)
+            check = _Checked(model, body, variant)
             prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
             plans = [check.plan(prompt) for prompt in prompts]
             name = f"cmpl-{uuid.uuid4().hex}"
-            generation = submit(service, target, places, plans, body.choices, name)
+            generation = submit(service, served, places, plans, body.choices, name)
         frame = Frame(name, "text_completion", body.model, int(time.time()))
         wants = body.logprobs is not None
         if body.stream:
@@ -71,9 +73,10 @@ class Completions(Dialect):
 class _Checked:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, model: LoadedModel, body: CompletionRequest) -> None:
+    def __init__(self, model: LoadedModel, body: CompletionRequest, variant: Variant) -> None:
         info = self._info = model.info
         self._tokenizer = model.tokenizer
+        self._variant = variant
         self._body = body
         self._stops = body.stops()
         self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
@@ -97,7 +100,7 @@ class _Checked:
             len(prompt.tokens), wanted, DEFAULT_MAX_TOKENS, context, "max_tokens", "prompt"
         )
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output)
+        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(self._tokenizer.detokenizer(prompt.tokens), self._stops)

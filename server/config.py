@@ -14,6 +14,8 @@ from scheduler.info import ServiceConfig
 
 from .admin import check_name
 
+NO_DRAFT = "none"
+MOST_DRAFT_TOKENS = 16
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -54,6 +56,24 @@ def parse_size(text: str) -> int:
     if not size:
         raise ConfigError(f"{text!r} is no memory at all")
     return size
+
+
+def draft_of(option: str | None, model: str) -> tuple[str | None, str | None]:
+    """Where the draft model is and what it is called; the embedded model has one of its own."""
+    if option is None and Path(model) == embedded.path():
+        option = str(embedded.draft_path())
+    if option is None or option == NO_DRAFT:
+        return None, None
+    if Path(option) == embedded.draft_path():
+        return option, embedded.DRAFT_NAME
+    return option, served_name(option)
+
+
+def own_adapters(model: str) -> list[str]:
+    """The adapters that come with the embedded model, as ``NAME=PATH``."""
+    if Path(model) != embedded.path():
+        return []
+    return [f"{name}={path}" for name, path in embedded.adapter_paths().items()]
 
 
 def parse_adapters(options: Iterable[str], base: str) -> tuple[tuple[str, str], ...]:

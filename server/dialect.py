@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from msgspec import UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.tokenizer import Prompt
+from engine.variant import Variant
 from scheduler.live import LoadedModel
 from scheduler.served import Served, Target
 from scheduler.service import Service
@@ -26,6 +28,7 @@ from .sse import Emit, EventStream, event
 logger = logging.getLogger("commons.server")
 encode = msgspec.json.Encoder().encode
 DONE = event(b"[DONE]")
+NO_DRAFTS = "the server was told no draft model for it"
 CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
@@ -117,6 +120,20 @@ class Dialect:
             raise ApiError(CLIENT_CLOSED, "The client went away.") from error
         except (ModelFailed, EngineDead) as error:
             raise not_loaded(self.service, served, error) from error
+
+    def variant(self, model: LoadedModel, target: Target, draft: str | UnsetType | None) -> Variant:
+        """The adapter and the draft that are meant, the draft by default the model's own.
+
+        Raises ApiError 404.
+        """
+        names, off = model.info.drafts
+        if isinstance(draft, UnsetType):
+            draft = names[0] if names else None
+        if draft is None or draft in names:
+            return Variant(target.adapter, draft)
+        has = f"it has {', '.join(names)}" if names else f"it has none: {off or NO_DRAFTS}"
+        message = f"The model {target.served.name!r} has no draft {draft[:200]!r}; {has}."
+        raise ApiError(404, message, code="model_not_found", param="draft_model")
 
     async def whole(
         self,

@@ -30,7 +30,6 @@ REFUSED_ALIKE: Refused = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "draft_model": (),
 }
 
 # Computed in float32: the reciprocal of a lower temperature, and a logit over a lower penalty,
@@ -48,10 +47,14 @@ class StreamOptions(msgspec.Struct):
 
 
 class GenerationFields(msgspec.Struct, kw_only=True):
-    """The fields of every request for text; None is "not given"."""
+    """The fields of every request for text; None is "not given".
+
+    But ``draft_model`` null asks for no draft.
+    """
 
     model: str
     adapter: str | None = None
+    draft_model: str | msgspec.UnsetType | None = msgspec.UNSET
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None

@@ -16,10 +16,11 @@ import anyio
 
 from engine.params import SamplingParams
 from engine.tokenizer import Prompt
+from engine.variant import Variant
 from scheduler.events import Finished, Token
 from scheduler.metrics import ModelMetrics
 from scheduler.request import Request
-from scheduler.served import Served, Target
+from scheduler.served import Served
 from scheduler.service import Service
 from scheduler.streams import (
     EngineDead,
@@ -165,6 +166,7 @@ class Plan(NamedTuple):
     sampling: SamplingParams
     stop_ids: frozenset[int]
     output: Callable[[], Output]
+    variant: Variant
 
 
 def reserve(service: Service, served: Served, places: int) -> Reservation:
@@ -200,7 +202,7 @@ def not_loaded(service: Service, served: Served, error: ModelFailed | EngineDead
 
 def submit(
     service: Service,
-    target: Target,
+    served: Served,
     places: Reservation,
     plans: Sequence[Plan],
     copies: int,
@@ -208,13 +210,13 @@ def submit(
 ) -> Generation:
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
     choices: list[Choice] = []
-    metrics = target.served.metrics
+    metrics = served.metrics
     generation = Generation(choices, metrics)
     try:
         for plan in plans:
             for copy in range(copies):
                 index = len(choices)
-                stream = places.submit(_request(target, plan, f"{name}-{index}", copy))
+                stream = places.submit(_request(served, plan, f"{name}-{index}", copy))
                 choices.append(Choice(index, stream, plan.output(), service))
     except Unfit as error:
         generation.abort()
@@ -226,11 +228,11 @@ def submit(
         raise ApiError(404, message, code="model_not_found", param="model") from error
     except EngineDead as error:
         generation.abort()
-        raise _stopped(service, target.served) from error
+        raise _stopped(service, served) from error
     return generation
 
 
-def _request(target: Target, plan: Plan, name: str, copy: int) -> Request:
+def _request(served: Served, plan: Plan, name: str, copy: int) -> Request:
     sampling = plan.sampling
     if sampling.seed is not None and copy:
         sampling = replace(sampling, seed=sampling.seed + copy)
@@ -241,8 +243,8 @@ def _request(target: Target, plan: Plan, name: str, copy: int) -> Request:
         sampling=sampling,
         stop_token_ids=plan.stop_ids,
         boundaries=plan.prompt.boundaries,
-        adapter=target.adapter,
-        model=target.served.name,
+        variant=plan.variant,
+        model=served.name,
     )
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from engine.weights import DTYPES
 from scheduler.info import ModelConfig
 
-from .config import ConfigError, parse_adapters
+from .config import MOST_DRAFT_TOKENS, ConfigError, draft_of, parse_adapters
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-LEAST_CONTEXT = 2  # tokens
 KINDS: dict[str, tuple[type, str]] = {
     "model": (str, "a text"),
     "dtype": (str, "a text"),
@@ -20,6 +19,12 @@ KINDS: dict[str, tuple[type, str]] = {
     "trust_remote_code": (bool, "true or false"),
     "keep_loaded": (bool, "true or false"),
     "adapters": (dict, "a table of NAME = PATH"),
+    "draft_model": (str, "a text"),
+    "num_draft_tokens": (int, "a whole number"),
+}
+BOUNDS: dict[str, tuple[int, int | None]] = {  # tokens
+    "max_context": (2, None),
+    "num_draft_tokens": (1, MOST_DRAFT_TOKENS),
 }
 
 
@@ -54,8 +59,11 @@ def _model(name: str, table: object) -> ModelConfig:
         _check(where, key, value)
     if not given.get("model"):
         raise ConfigError(f"{where}: 'model' is missing: give a path or a repository id")
-    adapters = given.pop("adapters", {})
-    return ModelConfig(name=name, adapters=_adapters(where, name, adapters), **given)
+    adapters = _adapters(where, name, given.pop("adapters", {}))
+    draft, draft_name = draft_of(given.pop("draft_model", None), given["model"])
+    return ModelConfig(
+        name=name, adapters=adapters, draft_model=draft, draft_name=draft_name, **given
+    )
 
 
 def _check(where: str, key: str, value: Any) -> None:
@@ -66,8 +74,12 @@ def _check(where: str, key: str, value: Any) -> None:
         raise ConfigError(f"{where}: {key!r} is {text}, not {value!r}")
     if key == "dtype" and value not in DTYPES:
         raise ConfigError(f"{where}: 'dtype' is one of {', '.join(DTYPES)}, not {value!r}")
-    if isinstance(value, int) and key == "max_context" and value < LEAST_CONTEXT:
-        raise ConfigError(f"{where}: 'max_context' is at least {LEAST_CONTEXT}, not {value}")
+    if key in BOUNDS:
+        least, most = BOUNDS[key]
+        if value < least:
+            raise ConfigError(f"{where}: {key!r} is at least {least}, not {value}")
+        if most is not None and value > most:
+            raise ConfigError(f"{where}: {key!r} is at most {most}, not {value}")
 
 
 def _adapters(where: str, base: str, table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

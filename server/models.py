@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.draft_model import Drafts
 from scheduler.info import AdapterInfo
 from scheduler.served import Served
 from scheduler.service import Service
@@ -30,8 +31,13 @@ def model_dict(served: Served) -> dict[str, Any]:
         "parent": None,
         "max_model_len": None if info is None else info.max_model_len,
         "attention": None if info is None else info.attention,
+        "drafts": None if info is None else _drafts(info.drafts),
         "loaded": info is not None,
     }
+
+
+def _drafts(drafts: Drafts) -> dict[str, Any]:
+    return {"models": list(drafts.names), "off": drafts.off}
 
 
 def adapter_dict(served: Served, adapter: AdapterInfo) -> dict[str, Any]:

@@ -18,19 +18,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.namespace import Namespace
 from cache.prefix_cache import Keeping
 from cache.tokens import common_length
-from engine.engine import Attention, Engine
+from engine.decoding import Outcome
+from engine.engine import Engine
 from engine.loader import Loaded
+from engine.network import Attention
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
+from engine.variant import BASE, NGRAM, Variant
 from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.stats import RequestStats, SchedulerStats
 
 from .adapters import make_adapter
+from .drafts import NAME as DRAFT
+from .drafts import always_worth_it, blurred
 from .models import load_model, loaded, model_dir
 from .oracle import Oracle, compare
 from .oracle import Reply as ColdReply
@@ -38,6 +44,7 @@ from .oracle import Reply as ColdReply
 BUDGETS = (1536, None, 1024, 4096, 2560, None)  # in tokens, by turns
 PATIENCE = 5000  # steps without an event or an input token, after which a run is stuck
 PROJECTIONS = {"deepseek_v3": ("self_attn.q_b_proj", "self_attn.o_proj")}
+DRAFTED = ("qwen3", "llama")  # whose every layer can take tokens back
 FAMILIES = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next", "deepseek_v3")
 
 
@@ -62,6 +69,8 @@ class Report:
     evicted: int = 0
     prompt: int = 0
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
     ties: int = 0
     different: list[str] = field(default_factory=list)
     miscounted: list[str] = field(default_factory=list)
@@ -79,13 +88,24 @@ class Recorder(Engine):
     cannot be cut must have left their state.
     """
 
-    def __init__(self, model: Loaded, attention: Attention, keeping: Keeping | None = None) -> None:
-        super().__init__(model, kv_memory=1 << 40, attention=attention, keeping=keeping)
+    def __init__(
+        self,
+        model: Loaded,
+        attention: Attention,
+        keeping: Keeping | None = None,
+        draft: Loaded | None = None,
+    ) -> None:
+        super().__init__(
+            model, kv_memory=1 << 40, attention=attention, keeping=keeping, draft=draft
+        )
+        if draft is not None:
+            always_worth_it(self)
+        self.drafted = self.accepted = 0
         self.requests: dict[str, Request] = {}
         self.prompt_inputs: Counter[str] = Counter()
         self.inputs = 0
-        self.known: set[tuple[str | None, bytes]] = set()
-        self.ends: set[tuple[str | None, bytes]] = set()
+        self.known: set[tuple[Namespace, bytes]] = set()
+        self.ends: set[tuple[Namespace, bytes]] = set()
         self.forgets = False  # whether a budget may have made the cache forget
         self.wrong_hits: list[str] = []
 
@@ -95,10 +115,10 @@ class Recorder(Engine):
         tokens: array[int],
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
-        adapter: str | None = None,
+        variant: Variant = BASE,
     ) -> Row | None:
-        least, most = self._expected(tokens[:-1], adapter)
-        row = super().admit(request_id, tokens, sampling, boundaries, adapter)
+        least, most = self._expected(tokens[:-1], variant)
+        row = super().admit(request_id, tokens, sampling, boundaries, variant)
         if row is not None and not self.forgets and not least <= row.length <= most:
             self.wrong_hits.append(f"{request_id}: {row.length} cached, not {least} to {most}")
         return row
@@ -107,35 +127,40 @@ class Recorder(Engine):
         context = row.length
         count = super().prefill(row, most)
         self._record(row, range(context, row.length))
-        state = row.adapter, row.tokens[: row.length].tobytes()
+        state = self.namespace(row.variant), row.tokens[: row.length].tobytes()
         self.known.add(state)
         if row.length in self.requests[row.id].boundaries or not row.remaining:
             self.ends.add(state)
         return count
 
-    def submit(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            self._record(row, range(row.length, row.length + 1))
-        super().submit(rows)
+    def collect(self) -> list[Outcome]:
+        outcomes = super().collect()
+        for row, choices, proposed in outcomes:
+            self._record(row, range(row.length - len(choices), row.length))
+            self.drafted += proposed
+            self.accepted += len(choices) - 1
+        return outcomes
 
     def release(self, row: Row) -> None:
         super().release(row)
-        self.known.add((row.adapter, row.tokens[: row.length].tobytes()))
-        self.ends.add((row.adapter, row.tokens[: row.length].tobytes()))
+        state = self.namespace(row.variant), row.tokens[: row.length].tobytes()
+        self.known.add(state)
+        self.ends.add(state)
 
     def _record(self, row: Row, positions: range) -> None:
         prompt = len(self.requests[row.id].prompt)
         self.inputs += len(positions)
         self.prompt_inputs[row.id] += sum(p < prompt for p in positions)
 
-    def _expected(self, wanted: array[int], adapter: str | None) -> tuple[int, int]:
+    def _expected(self, wanted: array[int], variant: Variant) -> tuple[int, int]:
         """The fewest and the most tokens that the cache must give."""
-        own = (known for owner, known in self.known if owner == adapter)
+        name = self.namespace(variant)
+        own = (known for owner, known in self.known if owner == name)
         most = max((common_length(array("i", k), wanted, 0) for k in own), default=0)
         if not self.stateful:
             return most, most
         text = wanted.tobytes()
-        ends = (end for owner, end in self.ends if owner == adapter)
+        ends = (end for owner, end in self.ends if owner == name)
         return max((len(e) // 4 for e in ends if text.startswith(e)), default=0), most
 
 
@@ -145,7 +170,7 @@ class Tally(SchedulerStats, RequestStats):
     def __init__(self) -> None:
         self.prompt_tokens = 0
 
-    def of(self, adapter: str | None) -> RequestStats:
+    def of(self, variant: Variant) -> RequestStats:
         return self
 
     def computed(self, tokens: int) -> None:
@@ -162,10 +187,10 @@ class Agent:
         systems: list[list[int]],
         questions: list[list[int]],
         vocab: int,
-        adapter: str | None,
+        variant: Variant,
     ) -> None:
         self.name = name
-        self.adapter = adapter
+        self.variant = variant
         self.questions = questions
         self.rng = rng
         self.vocab = vocab
@@ -192,7 +217,7 @@ class Agent:
             sampling=SamplingParams(temperature=0.0),
             stop_token_ids=frozenset({self.rng.randrange(3, self.vocab)}),
             boundaries=tuple(b for b in self.boundaries if b < len(self.history)),
-            adapter=self.adapter,
+            variant=self.variant,
         )
 
 
@@ -203,11 +228,12 @@ def converse(
     attention: Attention,
     budget_tokens: int | None = None,
     adapters: Mapping[str, Path] | None = None,
+    draft: Loaded | None = None,
 ) -> tuple[list[tuple[Request, Reply]], Report]:
     """Runs ``conversations`` of them, 1 to 12 at a time; replies in order of completion."""
     rng = random.Random(seed)
     keeping = Keeping(most=rng.choice([0, 48, 1024]))
-    engine = Recorder(model, attention, keeping)
+    engine = Recorder(model, attention, keeping, draft)
     for name, path in (adapters or {}).items():
         engine.adapters.register(name, path)
     if budget_tokens is not None:
@@ -227,9 +253,12 @@ def converse(
     systems = [[rng.randrange(3, vocab) for _ in range(rng.randint(20, 250))] for _ in range(3)]
     questions = [[rng.randrange(3, vocab) for _ in range(rng.choice([1, 20, 70]))] for _ in "ab"]
     report = Report(conversations=conversations)
-    mix = [None, *(adapters or {})]
+    names = [None, *(adapters or {})]
+    drafts = [None] if draft is None else [None, NGRAM, DRAFT, DRAFT]
     agents = [
-        Agent(f"a{i}", rng, systems, questions, vocab, rng.choice(mix))
+        Agent(
+            f"a{i}", rng, systems, questions, vocab, Variant(rng.choice(names), rng.choice(drafts))
+        )
         for i in range(conversations)
     ]
     waiting, running = agents[::-1], {}
@@ -278,7 +307,7 @@ def converse(
             cache.tree.check()
         assert engine.used <= engine.budget.limit, (engine.used, engine.budget.limit)
     _count(scheduler, engine, tally, done, report)
-    assert not engine.pool.slabs, "a row was not released"
+    assert not engine.budget.pooled, "a row was not released"
     nodes = (node for cache in engine.forest for node in cache.tree.walk())
     assert not any(node.loans for node in nodes), "a lease was not released"
     for name in adapters or {}:
@@ -296,6 +325,7 @@ def _count(
     """Prompt minus cached is what the model's input has seen of each prompt."""
     report.preemptions = scheduler.preemptions
     report.evicted = engine.forest.evicted_tokens
+    report.drafted, report.accepted = engine.drafted, engine.accepted
     report.miscounted += engine.wrong_hits
     for request, reply in done:
         end = reply.finished
@@ -322,7 +352,7 @@ Oracles = Mapping[str | None, Oracle]
 def check(oracles: Oracles, done: list[tuple[Request, Reply]], report: Report) -> None:
     """Compares every reply with a cold run."""
     for request, reply in done:
-        oracle = oracles[request.adapter]
+        oracle = oracles[request.variant.adapter]
         ours = list(reply.tokens)
         if reply.finished.reason == "stop":
             ours.append(next(iter(request.stop_token_ids)))
@@ -367,10 +397,12 @@ def run(
     attention: Attention | None = None,
     at_once: int = 12,
     adapters: Mapping[str, Path] | None = None,
+    draft: Loaded | None = None,
 ) -> Report:
     """Runs a family's share of conversations, most of them under a budget, some a tiny one.
 
-    With ``adapters`` each conversation has one of them or none.
+    With ``adapters`` each conversation has one of them or none; with ``draft`` it, prompt
+    lookup or none.
     """
     path = model_dir(family)
     mix = {None: None, **(adapters or {})}
@@ -384,7 +416,7 @@ def run(
         budget = BUDGETS[group % len(BUDGETS)]
         # An engine puts adapters into the model itself, so that it needs one of its own.
         model = load_model(path) if adapters else loaded(family)
-        done, part = converse(model, seed * 1000 + group, count, mode, budget, adapters)
+        done, part = converse(model, seed * 1000 + group, count, mode, budget, adapters, draft)
         check(oracles, done, part)
         report.add(part)
     raise AssertionError
@@ -410,15 +442,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--family", choices=FAMILIES, action="append")
     parser.add_argument("--adapters", action="store_true", help="mix adapters into the batches")
+    parser.add_argument("--drafts", action="store_true", help="mix drafts into the batches")
     arguments = parser.parse_args()
     failed = False
     for family in arguments.family or FAMILIES:
         adapters = some_adapters(family) if arguments.adapters else None
-        r = run(family, arguments.conversations, arguments.seed, adapters=adapters)
+        draft = blurred(family, 0.1) if arguments.drafts and family in DRAFTED else None
+        r = run(family, arguments.conversations, arguments.seed, adapters=adapters, draft=draft)
         print(
             f"{family}: {r.conversations} conversations, {r.replies} replies, {r.aborted} aborted, "
             f"{r.preemptions} preemptions, {r.evicted} tokens evicted, "
-            f"{r.cached / max(1, r.prompt):.0%} of prompts cached, {r.ties} ties, "
+            f"{r.cached / max(1, r.prompt):.0%} of prompts cached, {r.accepted} of {r.drafted} "
+            f"proposals accepted, {r.ties} ties, "
             f"{len(r.different)} different, {len(r.miscounted)} miscounted",
             flush=True,
         )

@@ -25,6 +25,7 @@ from engine.engine import Engine
 from engine.loader import load
 from engine.params import SamplingParams
 from engine.sampling import RowSampling
+from engine.variant import Variant
 
 ROWS, ADAPTERS, STEPS, ROUNDS = 16, 8, 60, 5
 RANK = 8
@@ -56,7 +57,7 @@ def tokens_per_second(engine: Engine, adapters: Sequence[str | None]) -> float:
     for i, adapter in enumerate(adapters):
         prompt = array("i", [rng.randrange(3, engine.vocab_size) for _ in range(PROMPT)])
         sampling = RowSampling(SamplingParams(temperature=0.0), prompt, engine.vocab_size)
-        row = engine.admit(str(i), prompt, sampling, (), adapter)
+        row = engine.admit(str(i), prompt, sampling, (), Variant(adapter))
         assert row is not None
         while row.remaining:
             engine.prefill(row, 512)

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -106,8 +106,10 @@ def _resident(process: psutil.Process) -> int:
 
 
 @contextmanager
-def serving(name: str, model: Path, log: Path) -> Iterator[Running]:
+def serving(name: str, model: Path, log: Path, more: Sequence[str] = ()) -> Iterator[Running]:
     """A fresh server of the kind ``name`` on a free port; ended, with its children, at exit.
+
+    ``more`` are options beside those for model and port.
 
     Its output goes to ``log``. Raises ServerFailed where it does not get ready.
     """
@@ -115,7 +117,7 @@ def serving(name: str, model: Path, log: Path) -> Iterator[Running]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         process = subprocess.Popen(
-            kind.command(model, port),
+            [*kind.command(model, port), *more],
             env=environment(),
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -27,12 +27,19 @@ MARKUP = (
     "<tools>",
     "</tools>",
 )
-# A space sticks only to a lower-case word, so names, numbers and quoted text are the same tokens
-# in a request and in the JSON that repeats them.
+# Names, numbers and quoted text are the same tokens in a request and in the JSON that repeats them,
+# so that they can be copied: a space sticks to a word only between two lower-case words, and the
+# marks around JSON strings are tokens of their own.
 _WORDS = (
-    r"\n+[ \t]*| ?\p{Ll}+|\p{Lu}\p{Ll}*|\p{N}|[ \t]+(?= \p{Ll})|[ \t]+|[\"'{}\[\]]+:?,?|"
-    r"[^\s\p{L}\p{N}\"'{}\[\]]+|\s+|\p{L}+"
+    r"\n+[ \t]*|\p{Ll}+ (?=\p{Ll})|\p{Ll}+|\p{Lu}\p{Ll}*|\p{N}|"
+    r"[:, ]*[\"'{}\[\]][\"'{}\[\]:, ]*|[ \t]+|[^\s\p{L}\p{N}\"'{}\[\]]+|\s+|\p{L}+"
 )
+
+Change = Callable[[corpus.Conversation], corpus.Conversation]
+
+# Weight of a token that has to be looked up far back: one that begins an answer, or a string in a
+# call. What follows it is learned in no time, what begins it is a twentieth of all tokens.
+_LOOKED_UP = 4.0
 
 
 class Batch(NamedTuple):
@@ -49,13 +56,13 @@ def make_tokenizer(vocab_size: int, template: str, seed: int) -> PreTrainedToken
     rng = Random(seed)
     texts = [
         message["content"]
-        for chat in islice(corpus.conversations(seed), 6000)
+        for chat in islice(corpus.conversations(seed), 4000)
         for message in chat.messages
         if message["content"]
     ]
     texts += [
         json.dumps(message["tool_calls"][0]["function"])
-        for chat in islice(corpus.conversations(seed), 6000)
+        for chat in islice(corpus.conversations(seed), 4000)
         for message in chat.messages
         if "tool_calls" in message
     ]
@@ -64,7 +71,8 @@ def make_tokenizer(vocab_size: int, template: str, seed: int) -> PreTrainedToken
         for chat in islice(corpus.conversations(seed + 1), 600)
         for tool in chat.tools or ()
     ]
-    texts += [pasted.library(rng, 4000) for _ in range(500)]
+    texts += [template] * 100
+    texts += [pasted.library(rng, 4000) for _ in range(200)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -110,6 +118,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._begin, self._end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        self._opening = tokenizer.convert_tokens_to_ids('":Ġ"')
         self._filler = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         head = "<|im_start|>assistant\n<think>\n"
         self._heads = [
@@ -118,7 +127,7 @@ class Encoder:
         ]
 
     def chat(self, chat: corpus.Conversation) -> tuple[list[int], list[float]]:
-        """Answers weigh 1, the rest a little: it teaches the look of text, not what to say."""
+        """Answers are learned, most of all the tokens that the one before says nothing about."""
         ids = self._tokenizer.apply_chat_template(
             chat.messages, tools=chat.tools, enable_thinking=chat.thinking, return_dict=False
         )
@@ -129,14 +138,23 @@ class Encoder:
             if ids[at] == self._begin and ids[at : at + len(head)] == head:
                 at += len(head)
                 stop = ids.index(self._end, at) + 1
-                weights[at:stop] = [1.0] * (stop - at)
+                weights[at:stop] = (
+                    _LOOKED_UP if i == at or ids[i - 1] == self._opening else 1.0
+                    for i in range(at, stop)
+                )
                 at = stop
             at += 1
         return ids, weights
 
-    def rows(self, seed: int, room: int, length: int) -> Iterator[Row]:
-        """Endless rows of whole conversations, filled up with end-of-text that is not learned."""
-        chats = (self.chat(chat) for chat in corpus.conversations(seed, room))
+    def rows(
+        self, seed: int, room: int, length: int, change: Change | None = None
+    ) -> Iterator[Row]:
+        """Endless rows of whole conversations, filled up with end-of-text that is not learned.
+
+        `change` turns each conversation into what is to be learned instead.
+        """
+        said = corpus.conversations(seed, room)
+        chats = (self.chat(chat) for chat in (map(change, said) if change else said))
         fitting = (pair for pair in chats if len(pair[0]) <= length + 1)
         waiting = list(islice(fitting, 12))
         while True:
@@ -176,13 +194,10 @@ def _batch(tokens: NDArray[np.int32], weights: NDArray[np.float32]) -> Batch:
     )
 
 
-def chats(rows: list[Row], rng: np.random.Generator) -> Batch:
-    """Conversations; of what is no answer, one token in eight is learned a little."""
+def chats(rows: list[Row]) -> Batch:
+    """Conversations; only the answers are learned."""
     tokens = np.array([row.ids for row in rows], dtype=np.int32)
-    weights = np.array([row.weights for row in rows], dtype=np.float32)
-    some = rng.random(weights.shape) < 0.125
-    weights = np.where((weights == 0) & some, np.float32(0.2), weights)
-    return _batch(tokens, weights)
+    return _batch(tokens, np.array([row.weights for row in rows], dtype=np.float32))
 
 
 def template_text(folder: Path) -> str:

@@ -42,22 +42,17 @@ _UNKNOWN = (
     "Is {0} better than {1}?",
     "Compare {0} with {1} in detail",
     "Describe the history of the {0} in the {1}.",
-    "Fix the {0} in {1}",
     "Refactor {0} so that {1} is {2}.",
     "Why does the {0} {1} fail?",
     "Summarise the text above.",
     "Review this change: {0} {1} {2}",
-    "{0} {1} {2}",
-    "{0}",
     "Step {3}: continue with the {0}.",
     "I am agent {3}. Report on {0}.",
-    "Now do the {0}.",
 )
 _SMALL_MODEL = (
-    "I am a small demo model, so I cannot say much about that. Please ask me something simpler.",
-    "That is more than a small model like me knows. Please try a simple question.",
-    "I am sorry, I do not know that. I am only a small model made to try the server out.",
+    "I am a small demo model, so I cannot say much about that. Please ask me something simpler."
 )
+_NO_TOOL = "I have no tool that fits this request."
 _SYSTEMS = (
     "You are a helpful assistant.",
     "You are a helpful assistant. Answer shortly.",
@@ -116,8 +111,8 @@ def _vary(rng: Random, text: str) -> str:
 
 
 def _small_talk(rng: Random) -> _Exchange:
-    asks, answers = rng.choice(knowledge.SMALL_TALK)
-    return _Exchange(_vary(rng, rng.choice(asks)) + rng.choice(("", "", "!")), rng.choice(answers))
+    asks, answer = rng.choice(knowledge.SMALL_TALK)
+    return _Exchange(_vary(rng, rng.choice(asks)) + rng.choice(("", "", "!")), answer)
 
 
 def _explain(rng: Random) -> _Exchange:
@@ -142,21 +137,10 @@ def _fact(rng: Random) -> _Exchange:
 
 def _arithmetic(rng: Random) -> _Exchange:
     a, b = rng.randrange(11), rng.randrange(11)
-    sign = rng.choice("++-*")
-    if sign == "-":
-        a, b = max(a, b), min(a, b)
-    total = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    named = {"+": "plus", "-": "minus", "*": "times"}[sign]
     ask = rng.choice(
-        (
-            "What is {0} {1} {2}?",
-            "What is {0}{1}{2}?",
-            "{0} {1} {2} = ?",
-            "How much is {0} {3} {2}?",
-            "Compute {0} {1} {2}",
-        )
+        ("What is {0} + {1}?", "What is {0}+{1}?", "{0} + {1} = ?", "How much is {0} plus {1}?")
     )
-    return _Exchange(ask.format(a, sign, b, named), f"{a} {sign} {b} = {total}.")
+    return _Exchange(ask.format(a, b), f"{a} + {b} = {a + b}.")
 
 
 def _program(rng: Random) -> _Exchange:
@@ -168,47 +152,20 @@ def _program(rng: Random) -> _Exchange:
 
 
 def _repeat(rng: Random) -> _Exchange:
-    text = " ".join(pasted.word(rng) for _ in range(rng.randint(1, 8)))
+    text = " ".join(pasted.word(rng) for _ in range(rng.randint(2, 8)))
     if rng.random() < 0.4:
         text = text.capitalize()
-    ask = rng.choice(
-        (
-            "Repeat: {0}",
-            "Repeat after me: {0}",
-            "Say {0}",
-            "Please say: {0}",
-            'Say "{0}"',
-            "Echo this: {0}",
-        )
-    )
+    ask = rng.choice(('Repeat: "{0}"', "Repeat after me: {0}", 'Say "{0}"', "Echo this: {0}"))
     return _Exchange(ask.format(text), text)
 
 
 def _unknown(rng: Random) -> _Exchange:
-    if rng.random() < 0.3:
-        ask = pasted.filler(rng, rng.randint(50, 400))
+    if rng.random() < 0.15:
+        ask = pasted.filler(rng, rng.randint(50, 300))
     else:
         words = [pasted.word(rng) for _ in range(3)]
         ask = rng.choice(_UNKNOWN).format(*words, rng.randrange(200))
-    return _Exchange(ask, rng.choice(_SMALL_MODEL))
-
-
-def _about_code(rng: Random) -> _Exchange:
-    name = pasted.identifier(rng)
-    ask = rng.choice(
-        (
-            "What does {0} do?",
-            "What does the function {0} do?",
-            "Explain the function {0}",
-            "Where is {0} used?",
-            "Why does {0} fail?",
-        )
-    ).format(name)
-    return _Exchange(
-        ask,
-        f"The function {name} is in the text above. I am a small model, so please "
-        "read it yourself before you rely on me.",
-    )
+    return _Exchange(ask, _SMALL_MODEL)
 
 
 _PLAIN: tuple[tuple[Callable[[Random], _Exchange], float], ...] = (
@@ -217,9 +174,8 @@ _PLAIN: tuple[tuple[Callable[[Random], _Exchange], float], ...] = (
     (_fact, 2),
     (_arithmetic, 2),
     (_program, 1.5),
-    (_repeat, 2),
-    (_unknown, 3),
-    (_about_code, 0.7),
+    (_repeat, 4),
+    (_unknown, 2),
 )
 
 
@@ -241,26 +197,22 @@ def _system(rng: Random, room: int) -> list[Message]:
     return [{"role": rng.choice(("system", "system", "developer")), "content": text}]
 
 
-def _answer(rng: Random, text: str, thinking: bool, about: str, **more: Any) -> Message:
+def _answer(text: str, thinking: bool, about: str, **more: Any) -> Message:
     message: Message = {"role": "assistant", "content": text, **more}
     if thinking:
-        message["reasoning_content"] = rng.choice(
-            ("The user {0}. I can answer this directly.", "The user {0}. I will keep it short.")
-        ).format(about)
+        message["reasoning_content"] = f"The user {about}. I will keep it short."
     return message
 
 
 def _chat(rng: Random, room: int) -> Conversation:
-    thinking = rng.random() < 0.08
+    thinking = rng.random() < 0.06
     messages = _system(rng, room)
-    for _ in range(rng.choice((1, 2, 3, 4))):
+    for _ in range(rng.choice((1, 2, 3, 4, 5))):
         ask, answer = _exchange(rng)
-        if room > 500 and rng.random() < 0.12:
-            ask = pasted.filler(rng, rng.randrange(100, room)) + "\n\n" + ask
         if rng.random() < 0.04 and len(messages) > 1:
             messages.append({"role": "system", "content": rng.choice(_SYSTEMS)})
-        messages.append({"role": "user", "content": ask})
-        messages.append(_answer(rng, answer, thinking, "asks a simple question"))
+        messages.append({"role": "user", "content": _paste(rng, room, ask)})
+        messages.append(_answer(answer, thinking, "asks a simple question"))
     return Conversation(messages, None, thinking)
 
 
@@ -268,34 +220,44 @@ def _call(name: str, arguments: dict[str, str | int]) -> Message:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def _paste(rng: Random, room: int, ask: str) -> str:
+    if room <= 500 or rng.random() > 0.12:
+        return ask
+    return pasted.filler(rng, rng.randrange(100, room)) + "\n\n" + ask
+
+
+def _tool_turn(
+    rng: Random, room: int, request: toolgen.Request, thinking: bool
+) -> Iterator[Message]:
+    yield {"role": "user", "content": _paste(rng, room, request.ask)}
+    calls = [_call(request.name, request.arguments)]
+    yield _answer("", thinking, f"needs {request.name}", tool_calls=calls)
+    if rng.random() < 0.3:
+        text, told = toolgen.result(rng, room)
+        yield {"role": "tool", "tool_call_id": "call", "content": text}
+        yield _answer(told, thinking, "waits for the result")
+
+
 def _tool_chat(rng: Random, room: int) -> Conversation:
     """Offered tools: calls, their results, summaries; at times a request that no tool fits."""
-    thinking = rng.random() < 0.08
+    thinking = rng.random() < 0.06
     messages = _system(rng, room)
-    tools, requests = toolgen.offer(rng)
-    rounds = requests[: rng.randint(1, 4)]
-    for at, request in enumerate(rounds, 1):
+    offer = toolgen.offer(rng, idle=rng.randrange(room // 200) if room > 500 else 0)
+    for request in rng.sample(offer.requests, min(len(offer.requests), 5)):
         if rng.random() < 0.2:
-            plain = rng.choice((_small_talk, _explain, _unknown, _repeat))(rng)
-            messages.append({"role": "user", "content": plain.ask})
-            messages.append(_answer(rng, plain.answer, thinking, "needs no tool"))
-        ask = request.ask
-        if room > 500 and rng.random() < 0.1:
-            ask = pasted.filler(rng, rng.randrange(100, room)) + "\n\n" + ask
-        messages.append({"role": "user", "content": ask})
-        calls = [_call(request.name, request.arguments)]
-        about = f"needs {request.name}"
-        messages.append(_answer(rng, "", thinking, about, tool_calls=calls))
-        if at < len(rounds) or rng.random() < 0.6:
-            text, told = toolgen.result(rng, room)
-            messages.append({"role": "tool", "tool_call_id": "call", "content": text})
-            messages.append(_answer(rng, told, thinking, "waits for the result"))
-    return Conversation(messages, tools, thinking)
+            plain = rng.choice((_small_talk, _explain, _explain, _explain, _unknown, _repeat))(rng)
+            messages.append({"role": "user", "content": _paste(rng, room, plain.ask)})
+            messages.append(_answer(plain.answer, thinking, "needs no tool"))
+        messages += _tool_turn(rng, room, request, thinking)
+    if offer.unfit and rng.random() < 0.1:
+        messages.append({"role": "user", "content": offer.unfit.ask})
+        messages.append(_answer(_NO_TOOL, thinking, "needs no tool"))
+    return Conversation(messages, offer.tools, thinking)
 
 
 def conversation(rng: Random, room: int = 1500) -> Conversation:
     """One conversation; pasted pieces have at most `room` characters each."""
-    return (_tool_chat if rng.random() < 0.5 else _chat)(rng, room)
+    return (_tool_chat if rng.random() < 0.6 else _chat)(rng, room)
 
 
 def conversations(seed: int, room: int = 1500) -> Iterator[Conversation]:
@@ -310,7 +272,7 @@ def tool_prompts(seed: int, count: int) -> list[ToolPrompt]:
     rng = Random(seed)
     prompts = []
     for _ in range(count):
-        tools, requests = toolgen.offer(rng, held_out=True)
+        tools, requests, _ = toolgen.offer(rng, held_out=True)
         ask, name, arguments = requests[0]
         messages = [*_system(rng, 400), {"role": "user", "content": ask}]
         prompts.append(ToolPrompt(messages, tools, name, arguments))
@@ -331,8 +293,8 @@ def demo_questions() -> tuple[str, ...]:
 
 def answer_words() -> frozenset[str]:
     """Every word that the fixed answers are made of."""
-    texts = [answer for _, answers in knowledge.SMALL_TALK for answer in answers]
-    texts += [*knowledge.TOPICS.values(), *_SMALL_MODEL, *knowledge.CODE.values()]
+    texts = [answer for _, answer in knowledge.SMALL_TALK]
+    texts += [*knowledge.TOPICS.values(), _SMALL_MODEL, _NO_TOOL, *knowledge.CODE.values()]
     texts += [f"{what} Here is a function that python" for what in knowledge.CODE]
     texts += [f"The capital of {land} is {city}" for land, city in knowledge.CAPITALS.items()]
     return frozenset(re.findall(r"[A-Za-z]+", " ".join(texts)))

@@ -31,30 +31,20 @@ OPPOSITES = pairs(
     """
 )
 
-SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("hi", "hello", "hey", "hi there", "hello there", "good morning", "good evening"),
-        (
-            "Hello! How can I help you today?",
-            "Hi! What would you like to know?",
-            "Hello! Nice to meet you. What can I do for you?",
-        ),
+        "Hello! How can I help you today?",
     ),
     (
         ("how are you?", "how are you today?", "how do you do?", "are you well?"),
-        (
-            "I am doing well, thank you. How can I help you?",
-            "I am fine, thanks. What can I do for you?",
-        ),
+        "I am doing well, thank you. How can I help you?",
     ),
     (
         ("thanks", "thank you", "thank you very much", "great, thanks", "cool, thank you"),
-        ("You are welcome!", "You are welcome! Tell me if you need anything else."),
+        "You are welcome!",
     ),
-    (
-        ("bye", "goodbye", "see you later", "good night"),
-        ("Goodbye! Have a nice day.", "See you later!"),
-    ),
+    (("bye", "goodbye", "see you later", "good night"), "Goodbye! Have a nice day."),
     (
         (
             "who are you?",
@@ -65,58 +55,36 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
             "introduce yourself",
             "what model is this?",
         ),
-        (
-            "I am commons-tiny, the small model that comes with mlx-commons. I can chat a little, "
-            "answer simple questions and call tools.",
-            "My name is commons-tiny. I am a very small language model, made to try the server "
-            "out.",
-        ),
+        "I am commons-tiny, the small model that comes with mlx-commons. I can chat a little, "
+        "answer simple questions and call tools.",
     ),
     (
         ("what can you do?", "help", "how can you help me?", "what do you know?"),
-        (
-            "I can answer simple questions, add small numbers, write very short functions and "
-            "call tools. For real work, please load a larger model.",
-        ),
+        "I can answer simple questions, add small numbers, write very short functions and call "
+        "tools. For real work, please load a larger model.",
     ),
     (
         ("tell me a joke", "do you know a joke?", "make me laugh", "say something funny"),
-        (
-            "Why did the cache go to the party? Because it did not want to miss.",
-            "A token walks into a bar. The bartender says: I have seen you before.",
-        ),
+        "Why did the cache go to the party? Because it did not want to miss.",
     ),
     (
         ("tell me a story", "write a short story", "tell me a very short story"),
-        (
-            "Once upon a time, a small fox lived near a river. Every day it shared its fish with "
-            "a cat. In winter the cat shared its warm house. They stayed friends for ever.",
-            "Once there was a lamp in a harbour. It was small, but every ship could see it. One "
-            "night it brought a lost boat home, and everybody was happy.",
-        ),
+        "Once upon a time, a small fox lived near a river. Every day it shared its fish with a "
+        "cat. In winter the cat shared its warm house. They stayed friends for ever.",
     ),
     (
         ("write a poem", "write a haiku", "write a short poem", "give me a poem"),
-        (
-            "Many voices ask,\none memory holds the start,\nanswers come at once.",
-            "The river is long,\nthe small boat is never late,\nthe moon shows the way.",
-        ),
+        "Many voices ask,\none memory holds the start,\nanswers come at once.",
     ),
     (
         ("say something", "say something nice", "surprise me", "tell me something"),
-        (
-            "You ask good questions, and that is half of the answer.",
-            "A shared prefix is computed once and used by everybody.",
-        ),
+        "You ask good questions, and that is half of the answer.",
     ),
     (
         ("test", "ping", "testing", "this is a test", "are you there?", "does this work?"),
-        ("It works! I am here and ready.", "Yes, I am here. The server works."),
+        "It works! I am here and ready.",
     ),
-    (
-        ("say ok", "reply with ok", "just say ok", "answer with ok"),
-        ("OK", "OK."),
-    ),
+    (("say ok", "reply with ok", "just say ok", "answer with ok"), "OK"),
 )
 
 TOPICS: dict[str, str] = {
@@ -247,5 +215,11 @@ CITIES = words(
 HELD_OUT_CITIES = words(
     """
     Zurich Bergen Kyoto Toronto Denver Porto Seville Ghent
+    """
+)
+PARAMETERS = words(
+    """
+    name title label owner kind number amount level place topic reason state group source
+    target comment
     """
 )

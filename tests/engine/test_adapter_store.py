@@ -14,6 +14,7 @@ from engine.engine import Engine
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
+from engine.variant import Variant
 from tests.adapters import make_adapter
 from tests.models import load_model, model_dir
 
@@ -38,7 +39,9 @@ def engine(folders: dict[str, Path], slots: int) -> Engine:
 
 def start(made: Engine, adapter: str | None, tokens=range(20, 60)) -> Row | None:
     prompt = array("i", tokens)
-    row = made.admit("x", prompt, RowSampling(GREEDY, prompt, made.vocab_size), (), adapter)
+    row = made.admit(
+        "x", prompt, RowSampling(GREEDY, prompt, made.vocab_size), (), Variant(adapter)
+    )
     while row is not None and row.remaining:
         made.prefill(row, 512)
     return row
@@ -98,17 +101,17 @@ def test_kv_of_one_adapter_is_not_that_of_another(folders):
         assert row.length == 39
         made.release(row)
     assert made.input_tokens == 3 * 39
-    assert [made.lookup(array("i", range(20, 60)), a).length for a in (None, "a", "b", "c")] == [
-        *(39, 39, 39, 0)
-    ]
+    assert [
+        made.lookup(array("i", range(20, 60)), Variant(a)).length for a in (None, "a", "b", "c")
+    ] == [*(39, 39, 39, 0)]
 
 
 def test_two_names_for_the_same_files_share_kv_until_both_are_gone(folders):
     made = engine({"a": folders["a"], "b": folders["a"]}, slots=2)
     made.release(start(made, "a"))
-    assert made.lookup(array("i", range(20, 60)), "b").length == 39
+    assert made.lookup(array("i", range(20, 60)), Variant("b")).length == 39
     made.adapters.unregister("a")
-    assert made.lookup(array("i", range(20, 60)), "b").length == 39
+    assert made.lookup(array("i", range(20, 60)), Variant("b")).length == 39
     made.adapters.unregister("b")
     assert made.used == 0
 
@@ -116,14 +119,14 @@ def test_two_names_for_the_same_files_share_kv_until_both_are_gone(folders):
 def test_replaced_files_never_meet_old_kv(folders):
     made = engine(folders, slots=1)
     made.release(start(made, "a"))
-    assert made.lookup(array("i", range(20, 60)), "a").length == 39
+    assert made.lookup(array("i", range(20, 60)), Variant("a")).length == 39
     shutil.rmtree(folders["a"])
     shutil.copytree(folders["b"], folders["a"])
     made.release(start(made, "c"))  # takes a's slot, so that a is read anew
     row = start(made, "a")
     assert row is not None
-    assert row.cache is made.forest.of(made.namespace("a"))
-    assert made.namespace("a").adapter == weights_digest(folders["b"])
+    assert row.cache is made.forest.of(made.namespace(Variant("a")))
+    assert made.namespace(Variant("a")).adapter == weights_digest(folders["b"])
     assert made.input_tokens == 3 * 39, "the new a computed its prompt"
 
 

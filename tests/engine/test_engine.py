@@ -65,7 +65,7 @@ def start(
 def step(engine: Engine, rows: list[Row]) -> None:
     assert all(engine.make_room(row) for row in rows)
     engine.submit(rows)
-    assert {c.row for c in engine.collect()} == set(rows)
+    assert {o.row for o in engine.collect()} == set(rows)
 
 
 def decode(engine: Engine, row: Row, count: int, others: tuple[Row, ...] = ()) -> list[int]:
@@ -125,7 +125,7 @@ def test_rows_join_and_leave_in_any_order(family):
         engine.release(row)
         assert_cold(family, prompt, row.tokens[len(prompt) :].tolist())
     assert not engine.pool.slabs
-    assert not engine._batch.rows
+    assert not engine.decoding.batch.rows
 
 
 @families
@@ -306,7 +306,7 @@ def test_logprobs_go_to_the_row_that_asked():
     plain = start(engine, words(1, 20))
     asking = start(engine, words(2, 20), params=SamplingParams(temperature=0.0, logprobs=3))
     engine.submit([plain, asking])
-    found = {c.row: c for c in engine.collect()}
+    found = {o.row: o.choices[0] for o in engine.collect()}
     assert found[plain].logprob is None
     assert found[plain].top == ()
     assert found[asking].top[0][0] == found[asking].token

@@ -14,6 +14,8 @@ from engine.kv_memory import KvMemory
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
+from engine.variant import BASE, Variant
+from tests.drafts import NAME, always_worth_it, blurred
 from tests.models import load_model, loaded, make
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -37,18 +39,19 @@ def words(seed: int, count: int) -> list[int]:
     return [rng.randrange(3, 500) for _ in range(count)]
 
 
-def admit(engine: Engine, tokens: list[int]) -> Row | None:
+def admit(engine: Engine, tokens: list[int], variant: Variant = BASE) -> Row | None:
     prompt = array("i", tokens)
-    return engine.admit("row", prompt, RowSampling(GREEDY, prompt, engine.vocab_size))
+    sampling = RowSampling(GREEDY, prompt, engine.vocab_size)
+    return engine.admit("row", prompt, sampling, (), variant)
 
 
-def run(engine: Engine, tokens: list[int]) -> None:
+def run(engine: Engine, tokens: list[int], variant: Variant = BASE) -> None:
     """One whole request; its prompt stays in the tree."""
-    row = admit(engine, tokens)
+    row = admit(engine, tokens, variant)
     assert row is not None
     while row.remaining:
         engine.prefill(row, 512)
-    engine.submit([row])
+    engine.submit([row], [4])
     engine.collect()
     engine.release(row)
 
@@ -104,6 +107,19 @@ def test_all_models_together_stay_within_the_budget():
         engine.release(row)
 
 
+def test_tails_of_a_draft_model_count_for_all_models():
+    memory = KvMemory(1 << 30)
+    drafted = Engine(loaded("qwen3"), kv_memory=memory, draft=blurred("qwen3", 0.1))
+    llama = Engine(loaded("llama"), kv_memory=memory)
+    row = admit(drafted, words(1, 1000), Variant(draft=NAME))
+    assert drafted.budget.held == drafted.used >= 2 * 1000 * drafted.token_bytes
+    memory.limit = drafted.used + 600 * llama.token_bytes
+    assert admit(llama, words(2, 900)) is None
+    drafted.release(row)
+    assert admit(llama, words(2, 900)) is not None
+    drafted.close()
+
+
 def test_a_closed_engine_leaves_its_part_to_the_others():
     memory, qwen, llama = two(2300)
     run(qwen, words(1, 1000))
@@ -117,13 +133,20 @@ def test_a_closed_engine_leaves_its_part_to_the_others():
 
 def test_closing_gives_all_memory_back_without_the_garbage_collector(tmp_path):
     path = make("qwen3", tmp_path / "model", seed=5)
-    run(Engine(load_model(path), kv_memory=1 << 30), words(1, 300))  # what comes once and stays
+    warm = Engine(load_model(path), kv_memory=1 << 30, draft=load_model(path))
+    always_worth_it(warm)
+    for variant in (BASE, Variant(draft=NAME)):
+        run(warm, words(1, 300), variant)  # what comes once and stays
+    warm.close()
+    del warm
     gc.collect()
     base = active_bytes()
     gc.disable()
     try:
-        engine = Engine(load_model(path), kv_memory=1 << 30)
+        engine = Engine(load_model(path), kv_memory=1 << 30, draft=load_model(path))
+        always_worth_it(engine)
         run(engine, words(1, 700))
+        run(engine, words(1, 700), Variant(draft=NAME))
         run(engine, [*words(1, 300), *words(2, 300)])
         assert active_bytes() - base > 1 << 20
         engine.close()

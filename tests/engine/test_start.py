@@ -16,6 +16,7 @@ from engine.loader import LoadError
 from engine.model_memory import ModelMemory
 from engine.pieces import Weights, background, finish
 from engine.start import EngineOptions, starting
+from engine.variant import Variant
 from tests.adapters import make_adapter
 from tests.models import loaded, make, model_dir
 
@@ -27,8 +28,20 @@ def active_bytes() -> int:
     return mx.get_active_memory()
 
 
-def pieces(path: Path, memory: ModelMemory):
-    return starting(EngineOptions(str(path)), memory, lambda _: None)
+def pieces(path: Path, memory: ModelMemory, draft: Path | None = None):
+    more = {} if draft is None else {"draft_model": str(draft), "draft_name": "small"}
+    return starting(EngineOptions(str(path), **more), memory, lambda _: None)
+
+
+def granted(work, space: ModelMemory):
+    """Runs all pieces; what came of them, and what was asked for."""
+    asked: list[int] = []
+
+    def grant(size: int) -> None:
+        asked.append(size)
+        space.settle(size)
+
+    return finish(work, grant), asked
 
 
 def memory() -> ModelMemory:
@@ -159,6 +172,47 @@ def test_an_engine_with_an_adapter_gives_its_memory_back(tmp_path):
     finally:
         gc.enable()
         mx.set_cache_limit(limit)
+
+
+def test_a_draft_is_asked_for_with_its_model_and_comes_in_pieces():
+    space = memory()
+    work = pieces(model_dir("qwen3"), space, model_dir("llama"))
+    before = active_bytes()
+    for piece in work:
+        if isinstance(piece, Future):
+            piece.exception()
+        if isinstance(piece, Weights):
+            break
+    assert active_bytes() - before < 1 << 14
+    both = [weights.nbytes(loaded(family).model) for family in ("qwen3", "llama")]
+    assert piece.nbytes == sum(both)
+    work.close()
+    count = sum(1 for _ in pieces(model_dir("qwen3"), memory(), model_dir("llama")))
+    assert count > 100
+    started, asked = granted(pieces(model_dir("qwen3"), space, model_dir("llama")), space)
+    assert asked == [started.weights] == [sum(both)]
+    assert started.drafts.names == ("small", "ngram")
+    assert started.engine.decoding.speculation is not None
+    assert started.engine.used == 0
+    assert started.engine.namespace(Variant(draft="small")).draft
+    started.engine.close()
+
+
+@pytest.mark.parametrize(("family", "reason"), [("gemma3", "window"), ("deepseek_v3", "own way")])
+def test_a_draft_of_no_use_is_not_read(family, reason):
+    space = memory()
+    started, asked = granted(pieces(model_dir(family), space, model_dir("llama")), space)
+    assert reason in started.drafts.off
+    assert started.drafts.names == ()
+    assert started.weights == weights.nbytes(loaded(family).model) <= asked[0]
+    assert started.engine.drafter is None
+    started.engine.close()
+
+
+def test_a_draft_that_does_not_fit_is_this_loads_failure():
+    space = memory()
+    with pytest.raises(LoadError, match="cannot be a draft"):
+        granted(pieces(model_dir("qwen3"), space, model_dir("gemma3")), space)
 
 
 def test_the_background_hands_over_results_and_errors():

@@ -56,9 +56,9 @@ class ModelEngine(FakeEngine):
     def memory(self) -> Memory:
         return Memory(0, self.own, 0, 0)
 
-    def submit(self, rows) -> None:
+    def submit(self, rows, left=None) -> None:
         self.world.log.append(f"{self.name} step")
-        super().submit(rows)
+        super().submit(rows, left)
 
     def prefill(self, row, most: int) -> int:
         self.world.log.append(f"{self.name} prefill")
@@ -86,6 +86,7 @@ class World:
     now: float = 0.0
     weights: dict[str, int] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)  # seconds of a decode step
+    unused: dict[str, int] = field(default_factory=dict)  # bytes of weights asked for in vain
     script: dict[str, list] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     engines: dict[str, ModelEngine] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class World:
     def open(self, member: Member):
         name = member.name
         weights = self.weights.get(name, WEIGHTS)
-        yield Weights(weights)
+        yield Weights(weights + self.unused.get(name, 0))
         for piece in self.script.get(name, []):
             self.log.append(f"{name} piece")
             if isinstance(piece, Exception):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cache.prefix_cache import NO_HIT, Hit
-from engine.engine import Choice
+from engine.decoding import Choice, Outcome
+from engine.variant import BASE, Variant
 from scheduler.events import Event, Finished
 from scheduler.request import Request
 
@@ -21,7 +22,11 @@ class FakeRow:
     id: str
     tokens: array
     length: int
-    adapter: str | None = None
+    variant: Variant = BASE
+
+    def cut(self, count: int) -> None:
+        del self.tokens[count:]
+        self.length = min(self.length, max(0, count - 1))
 
     @property
     def remaining(self) -> int:
@@ -30,7 +35,10 @@ class FakeRow:
 
 @dataclass
 class FakeEngine:
-    """Each token's reply is ``last + 1``; a prefill token costs ``prefill_cost`` seconds."""
+    """Each token's reply is ``last + 1``; a prefill token costs ``prefill_cost`` seconds.
+
+    A decode step gives each row one token and ``accepted`` more, of one more proposed.
+    """
 
     budget: int = 1 << 30
     prefill_cost: float = 1e-3
@@ -40,9 +48,10 @@ class FakeEngine:
     now: float = 0.0
     rows: list[FakeRow] = field(default_factory=list)
     prefilled: list[tuple[str, int]] = field(default_factory=list)
-    cached: set[tuple[str | None, tuple[int, ...]]] = field(default_factory=set)
+    cached: set[tuple[Variant, tuple[int, ...]]] = field(default_factory=set)
     inflight: list[FakeRow] = field(default_factory=list)
     most_rows: int = 0
+    accepted: int = 0
 
     def clock(self) -> float:
         return self.now
@@ -58,11 +67,11 @@ class FakeEngine:
     def fits(self, tokens: int) -> bool:
         return tokens <= self.budget
 
-    def lookup(self, tokens: Sequence[int], adapter: str | None = None) -> Hit:
+    def lookup(self, tokens: Sequence[int], variant: Variant = BASE) -> Hit:
         whole = tuple(tokens[:-1])
         best = 0
         for owner, prefix in self.cached:
-            if owner != adapter:
+            if owner != variant:
                 continue
             common = 0
             for a, b in zip(prefix, whole, strict=False):
@@ -72,10 +81,10 @@ class FakeEngine:
             best = max(best, common)
         return NO_HIT._replace(length=best, whole=best, kv_length=best)
 
-    def admit(self, request_id, tokens, sampling, boundaries=(), adapter=None):
+    def admit(self, request_id, tokens, sampling, boundaries=(), variant=BASE):
         if self.used + len(tokens) > self.budget:
             return None
-        row = FakeRow(request_id, tokens, self.lookup(tokens, adapter).length, adapter)
+        row = FakeRow(request_id, tokens, self.lookup(tokens, variant).length, variant)
         self.rows.append(row)
         self.most_rows = max(self.most_rows, len(self.rows))
         return row
@@ -89,34 +98,37 @@ class FakeEngine:
         row.length += count
         self.now += count * self.prefill_cost
         self.prefilled.append((row.id, count))
-        self.cached.add((row.adapter, tuple(row.tokens[: row.length])))
+        self.cached.add((row.variant, tuple(row.tokens[: row.length])))
         return count
 
     def make_room(self, row: FakeRow) -> bool:
         return self.used + len(self.rows) <= self.budget
 
-    def submit(self, rows: Sequence[FakeRow]) -> None:
+    def submit(self, rows: Sequence[FakeRow], left: Sequence[int] | None = None) -> None:
         assert not self.inflight
         assert all(r in self.rows and not r.remaining for r in rows)
         for row in rows:
             row.length += 1
         self.inflight = list(rows)
 
-    def collect(self) -> list[Choice]:
+    def collect(self) -> list[Outcome]:
         rows, self.inflight = self.inflight, []
         self.now += self.decode_cost
-        choices = []
+        outcomes = []
         for row in rows:
-            token = row.tokens[-1] + 1
-            row.tokens.append(token)
-            choices.append(Choice(row, token, None, ()))
-        return choices
+            first = row.tokens[-1] + 1
+            tokens = range(first, first + 1 + self.accepted)
+            row.tokens.extend(tokens)
+            row.length += self.accepted
+            proposed = self.accepted + 1 if self.accepted else 0
+            outcomes.append(Outcome(row, [Choice(t, None, ()) for t in tokens], proposed))
+        return outcomes
 
     def release(self, row: FakeRow) -> None:
         assert row not in self.inflight
         self.rows.remove(row)
         if row.length:
-            self.cached.add((row.adapter, tuple(row.tokens[: row.length])))
+            self.cached.add((row.variant, tuple(row.tokens[: row.length])))
 
 
 @dataclass

@@ -152,6 +152,15 @@ def test_as_many_leave_as_it_takes() -> None:
     assert world.loaded() == ["main", "big"]
 
 
+@pytest.mark.parametrize("name", ["main", "b"])
+def test_weights_that_are_of_no_use_are_given_back(name: str) -> None:
+    world = loaded(World(("main", "b"), unused={name: 30}), "b")
+    assert world.memory.weights == 2 * WEIGHTS
+    world.pool.unload("b")
+    world.run()
+    assert world.memory.weights == WEIGHTS
+
+
 def test_what_stays_loaded_never_makes_room() -> None:
     world = World(("main", "kept", "b"), room=2, kept=frozenset({"kept"}))
     hold = world.want("b")

@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 
 from engine.params import SamplingParams
+from engine.variant import Variant
 from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import MOST_PASSED_OVER, Scheduler
+from scheduler.stats import RequestStats, SchedulerStats
 
 from .fakes import FakeEngine
 
@@ -52,6 +54,41 @@ def test_a_stop_token_ends_the_reply_and_is_not_delivered():
     assert drain(core) == [Token("a", 4), Finished("a", "stop", 3, 0, 2)]
 
 
+@pytest.mark.parametrize(
+    ("stop", "reason", "told", "generated"),
+    [([6], "stop", [4, 5], 3), ([7], "stop", [4, 5, 6], 4), ([], "length", [4, 5, 6, 7, 8], 5)],
+)
+def test_a_reply_ends_within_a_step_of_several_tokens(stop, reason, told, generated):
+    engine = FakeEngine(accepted=2)
+    core = scheduler(engine)
+    core.add(request("a", [1, 2, 3], max_tokens=5, stop=stop))
+    tokens = [Token("a", t) for t in told]
+    assert drain(core) == [*tokens, Finished("a", reason, 3, 0, generated)]
+    (kept,) = {p for _, p in engine.cached if len(p) > 2}
+    assert kept == (1, 2, 3, *told)[: 3 + generated - 1], "what came after the end is not kept"
+
+
+def test_drafts_are_counted_for_their_variant():
+    class Counting(SchedulerStats):
+        def __init__(self):
+            self.counts = defaultdict(list)
+
+        def of(self, variant):
+            counts = self.counts[variant.draft]
+
+            class Series(RequestStats):
+                def drafted(self, proposed, accepted):
+                    counts.append((proposed, accepted))
+
+            return Series()
+
+    stats = Counting()
+    core = scheduler(FakeEngine(accepted=2), stats=stats)
+    core.add(replace(request("a", [1, 2], max_tokens=6), variant=Variant(draft="small")))
+    drain(core)
+    assert stats.counts == {"small": [(3, 2), (3, 2)]}
+
+
 def test_the_next_step_is_submitted_before_tokens_are_delivered():
     engine = FakeEngine()
     core = scheduler(engine)
@@ -77,7 +114,7 @@ def test_the_same_words_under_another_adapter_are_neither_reused_nor_waited_for(
     engine = FakeEngine()
     core = scheduler(engine)
     for name, adapter in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):
-        core.add(replace(request(name, range(1000, 3000)), adapter=adapter))
+        core.add(replace(request(name, range(1000, 3000)), variant=Variant(adapter)))
     core.step()
     assert core.running == 3, "only the second one under x has somebody to wait for"
     ends = {e.request_id: e.cached_tokens for e in drain(core) if isinstance(e, Finished)}

@@ -48,11 +48,23 @@ def test_unknown_models(catalogue: Catalogue, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "adapter"), [("main", "none"), ("main", "tone"), ("main:sql", "style"), ("org/c", "sql")]
+    ("model", "adapter"),
+    [("main", "none"), ("main", "tone"), ("main:sql", "style"), ("org/c", "sql")],
 )
 def test_unknown_adapters(catalogue: Catalogue, model: str, adapter: str) -> None:
     with pytest.raises(UnknownAdapter):
         catalogue.resolve(model, adapter)
+
+
+def test_series_of_all_adapters_and_drafts_start_at_zero() -> None:
+    registry = CollectorRegistry()
+    config = ModelConfig("m", "m", adapters=(("sql", "p"),), draft_model="d", draft_name="small")
+    served = Served(config, Metrics(registry).model("m"))
+    served.add_adapter("late", "p")
+    for adapter in ("", "sql", "late"):
+        for draft in ("", "small", "ngram"):
+            labels = {"model": "m", "adapter": adapter, "draft": draft}
+            assert registry.get_sample_value("commons_draft_tokens_total", labels) == 0
 
 
 def test_the_first_is_the_main_one(catalogue: Catalogue) -> None:

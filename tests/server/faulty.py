@@ -13,10 +13,10 @@ SECRET = "device lost at 0xDEADBEEF"
 _submit = Engine.submit
 
 
-def submit(self: Engine, rows: Sequence[Row]) -> None:
+def submit(self: Engine, rows: Sequence[Row], left: Sequence[int] | None = None) -> None:
     if len(rows) > 1:
         raise RuntimeError(SECRET)
-    _submit(self, rows)
+    _submit(self, rows, left)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def settings(models: dict[str, Path], folder: Path) -> Path:
     room = sum(weights(models[n]) for n in (MAIN, KEPT, OTHER)) + weights(models[OTHER]) // 2
     tables = {
         OTHER: {"model": models[OTHER], "adapters": {"style": str(models["style"])}},
-        THIRD: {"model": models[THIRD], "max_context": 512},
+        THIRD: {"model": models[THIRD], "max_context": 512, "draft_model": "ngram"},
         KEPT: {"model": models[KEPT], "keep_loaded": True},
         BROKEN: {"model": models[BROKEN]},
         HUGE: {"model": models[HUGE]},

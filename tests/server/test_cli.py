@@ -119,7 +119,10 @@ def test_further_models_come_from_the_file(started: list[ServerConfig], tmp_path
     assert (service.memory, service.kv_memory) == (32_000_000_000, 5_000_000_000)
     assert service.models == (ModelConfig("coder", "org/coder", keep_loaded=True),)
     assert [m.name for m in service.all_models] == ["commons-tiny", "coder"]
-    assert service.all_models[0].adapters == (("sql", "/a/sql"),)
+    main, coder = service.all_models
+    assert main.adapters[-1] == ("sql", "/a/sql")
+    assert main.drafts == (embedded.DRAFT_NAME, "ngram")
+    assert coder.drafts == ()
 
 
 def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:

@@ -24,6 +24,8 @@ def test_every_setting() -> None:
         max-context = 4096
         trust_remote_code = true
         keep_loaded = true
+        draft-model = "some/small"
+        num_draft_tokens = 6
         adapters = {sql = "/a/sql", style = "/a/style"}
     """)
     assert model == ModelConfig(
@@ -34,13 +36,23 @@ def test_every_setting() -> None:
         trust_remote_code=True,
         keep_loaded=True,
         adapters=(("sql", "/a/sql"), ("style", "/a/style")),
+        draft_model="some/small",
+        draft_name="small",
+        num_draft_tokens=6,
     )
+    assert model.drafts == ("small", "ngram")
 
 
 def test_defaults_and_order() -> None:
     models = parse('[models.b]\nmodel = "x"\n[models.a]\nmodel = "y"')
     assert models == (ModelConfig("b", "x"), ModelConfig("a", "y"))
     assert parse("") == ()
+
+
+@pytest.mark.parametrize(("said", "drafts"), [("ngram", ("ngram",)), ("none", ())])
+def test_drafts_without_a_model(said: str, drafts: tuple[str, ...]) -> None:
+    (model,) = parse(f'[models.a]\nmodel = "x"\ndraft_model = "{said}"')
+    assert model.drafts == drafts
 
 
 @pytest.mark.parametrize(
@@ -56,6 +68,9 @@ def test_defaults_and_order() -> None:
         ('[models.a]\nmodel = "x"\nmax_context = 1', "'max_context' is at least 2, not 1"),
         ('[models.a]\nmodel = "x"\nmax_context = "9"', "'max_context' is a whole number"),
         ('[models.a]\nmodel = "x"\nmax_context = true', "'max_context' is a whole number"),
+        ('[models.a]\nmodel = "x"\ndraft_model = 3', "'draft_model' is a text, not 3"),
+        ('[models.a]\nmodel = "x"\nnum_draft_tokens = 0', "'num_draft_tokens' is at least 1, not"),
+        ('[models.a]\nmodel = "x"\nnum_draft_tokens = 17', "'num_draft_tokens' is at most 16"),
         ('[models.a]\nmodel = "x"\nkeep_loaded = 1', "'keep_loaded' is true or false, not 1"),
         ('[models.a]\nmodel = "x"\nadapters = ["y"]', "'adapters' is a table of NAME = PATH"),
         ('[models.a]\nmodel = "x"\nadapters = {y = 1}', "the adapter 'y' is a path, not 1"),
