@@ -145,7 +145,6 @@ class Speculation:
     ) -> None:
         self.most = most
         self.drafter = drafter
-        self.always = False  # proposes as much as it may, whatever that costs
         self._verify = verify
         self._propose = propose
 
@@ -158,8 +157,7 @@ class Speculation:
         drafted: list[Row] = []
         candidates: list[Candidate] = []
         for row, rest in zip(rows, left, strict=True):
-            most = self._most(row, rest)
-            if row.drafting is None or most <= 0:
+            if row.drafting is None or (most := self._most(row, rest)) <= 0:
                 continue
             by_model = row.drafts_by_model
             if not by_model:
@@ -169,11 +167,8 @@ class Speculation:
             candidates.append(Candidate(row.drafting, most, by_model))
         if not candidates:
             return NO_PROPOSALS
-        if self.always:
-            counts = [candidate.most for candidate in candidates]
-        else:
-            attended = sum(row.length for row in rows) / len(rows)
-            counts = choose(self._verify, self._propose, len(rows), attended, candidates)
+        attended = sum(row.length for row in rows) / len(rows)
+        counts = choose(self._verify, self._propose, len(rows), attended, candidates)
         chosen = {row: n for row, n in zip(drafted, counts, strict=True) if n}
         return self._proposed(chosen, found)
 

@@ -23,7 +23,7 @@ from deploy.loadtest.adapter_rows import ADAPTERS, RANK, write_adapter
 from deploy.loadtest.scenarios import text
 from deploy.loadtest.servers import Running, serving
 
-CLIENTS, TURNS, PROMPT, NEW = 16, 3, 300, 32
+CLIENTS, TURNS, PROMPT, NEW = 16, 3, 200, 128
 TIMEOUT = aiohttp.ClientTimeout(total=3600)
 
 

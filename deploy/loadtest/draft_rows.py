@@ -19,18 +19,21 @@ from itertools import islice
 from pathlib import Path
 
 from engine import embedded
+from engine.drafting import Curve
 from engine.embedded import corpus
 from engine.engine import Engine
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
-from engine.start import EngineOptions, Started, start_engine
+from engine.speculation import Speculation
+from engine.start import NUM_DRAFT_TOKENS, EngineOptions, Started, start_engine
 from engine.variant import NGRAM, Variant
 
 BATCHES = (1, 4, 16)
 ROUNDS, NEW = 5, 48
 SEED = 4321
 DRAFT = "draft"
+FLAT, FREE = Curve((1, 64), (1.0, 1.0), 0.0), Curve((1, 64), (1e-9, 1e-9), 0.0)
 
 
 @dataclass
@@ -126,9 +129,9 @@ def compare(started: Started, rows: int) -> dict[str, float]:
 def itself(model: str) -> float:
     """The share of proposals accepted where the model is its own draft."""
     started = start(model, model)
-    speculation = started.engine.decoding.speculation
-    assert speculation is not None
-    speculation.always = True
+    engine = started.engine
+    # As if passes cost the same however many tokens they have, and proposals nothing.
+    engine.decoding.speculation = Speculation(NUM_DRAFT_TOKENS, FLAT, engine.drafter, FREE)
     tally = Tally()
     for prompt in islice(prompts(started), 8):
         answer(started, [prompt], Variant(draft=DRAFT), tally)
