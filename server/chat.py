@@ -111,7 +111,7 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
-        service, target = self.service, self.serves(body.model, body.adapter)
+        service, target = self.service, self.serves(body.model, body.adapter, body.draft_model)
         served, copies = target.served, body.choices
         with reserve(service, served, copies) as places, service.use(served) as use:
             model = await self.loaded(request, served, use)

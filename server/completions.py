@@ -48,7 +48,7 @@ class Completions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, CompletionRequest, REFUSED)
-        service, target = self.service, self.serves(body.model, body.adapter)
+        service, target = self.service, self.serves(body.model, body.adapter, body.draft_model)
         texts = _prompts(body)
         served, places_needed = target.served, len(texts) * body.choices
         if places_needed > MOST_CHOICES:

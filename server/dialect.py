@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -84,6 +84,13 @@ def unknown_model(service: Service, model: str, adapter: str | None) -> ApiError
     return ApiError(404, message, code="model_not_found", param="model")
 
 
+def unknown_draft(served: Served, draft: str, names: Sequence[str], off: str) -> ApiError:
+    """The error for a draft that the model does not have; ``off`` says why it may have none."""
+    has = f"it has {', '.join(names)}" if names else f"it has none: {off}"
+    message = f"The model {served.name!r} has no draft {draft[:200]!r}; {has}."
+    return ApiError(404, message, code="model_not_found", param="draft_model")
+
+
 class Dialect:
     """A route that answers with replies of the served models."""
 
@@ -92,8 +99,13 @@ class Dialect:
         self.threads = threads
         self.default_max_tokens = default_max_tokens
 
-    def serves(self, model: str, adapter: str | None) -> Target:
-        """What is meant. Raises ApiError 404, or 503 while the main model is loading."""
+    def serves(
+        self, model: str, adapter: str | None, draft: str | UnsetType | None = UNSET
+    ) -> Target:
+        """What is meant, as far as it is known of a model that may yet have to be loaded.
+
+        Raises ApiError 404, or 503 while the main model is loading.
+        """
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
@@ -104,6 +116,9 @@ class Dialect:
         if not health.loaded:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
+        names = target.served.config.drafts
+        if isinstance(draft, str) and draft not in names:
+            raise unknown_draft(target.served, draft, names, NO_DRAFTS)
         return target
 
     async def loaded(self, request: Request, served: Served, use: Use) -> LoadedModel:
@@ -131,9 +146,7 @@ class Dialect:
             draft = names[0] if names else None
         if draft is None or draft in names:
             return Variant(target.adapter, draft)
-        has = f"it has {', '.join(names)}" if names else f"it has none: {off or NO_DRAFTS}"
-        message = f"The model {target.served.name!r} has no draft {draft[:200]!r}; {has}."
-        raise ApiError(404, message, code="model_not_found", param="draft_model")
+        raise unknown_draft(target.served, draft, names, off or NO_DRAFTS)
 
     async def whole(
         self,

@@ -57,6 +57,8 @@ def _model(name: str, table: object) -> ModelConfig:
     given: dict[str, Any] = {key.replace("-", "_"): value for key, value in table.items()}
     for key, value in given.items():
         _check(where, key, value)
+        if key in BOUNDS:
+            _check_bounds(where, key, value)
     if not given.get("model"):
         raise ConfigError(f"{where}: 'model' is missing: give a path or a repository id")
     adapters = _adapters(where, name, given.pop("adapters", {}))
@@ -74,12 +76,14 @@ def _check(where: str, key: str, value: Any) -> None:
         raise ConfigError(f"{where}: {key!r} is {text}, not {value!r}")
     if key == "dtype" and value not in DTYPES:
         raise ConfigError(f"{where}: 'dtype' is one of {', '.join(DTYPES)}, not {value!r}")
-    if key in BOUNDS:
-        least, most = BOUNDS[key]
-        if value < least:
-            raise ConfigError(f"{where}: {key!r} is at least {least}, not {value}")
-        if most is not None and value > most:
-            raise ConfigError(f"{where}: {key!r} is at most {most}, not {value}")
+
+
+def _check_bounds(where: str, key: str, value: int) -> None:
+    least, most = BOUNDS[key]
+    if value < least:
+        raise ConfigError(f"{where}: {key!r} is at least {least}, not {value}")
+    if most is not None and value > most:
+        raise ConfigError(f"{where}: {key!r} is at most {most}, not {value}")
 
 
 def _adapters(where: str, base: str, table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -73,6 +73,12 @@ def test_the_draft_of_another_model_is_not_found(
     assert f"The model {model!r} has no draft {draft!r}" in found["message"]
 
 
+def test_a_draft_that_no_setting_names_does_not_load_its_model(http: httpx.Client) -> None:
+    http.delete("/admin/models/plain")
+    assert ask(http, "plain", ids(9, 2), draft_model="small").status_code == 404
+    assert drafts(http, "plain") is None
+
+
 @pytest.mark.parametrize("draft", ["small", "ngram", None])
 def test_replies_are_those_of_a_cold_run_and_counted_for_model_and_draft(
     http: httpx.Client, folder: Path, draft: str | None
