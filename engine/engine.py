@@ -14,6 +14,7 @@ from mlx_lm.models.cache import KVCache
 
 from cache.block import join
 from cache.forest import Forest
+from cache.loan import ANYBODY, NOBODY, Borrower
 from cache.namespace import Namespace, weights_digest
 from cache.prefix_cache import Hit, Keeping, Lease, PrefixCache
 from cache.radix import Clock, RadixTree
@@ -119,21 +120,23 @@ class Engine:
 
     # a row's life
 
-    def namespace(self, variant: Variant = BASE) -> Namespace:
+    def namespace(self, variant: Variant = BASE, domain: str = NOBODY) -> Namespace:
         """The name of what may share KV: this model with an adapter and a draft model."""
         adapter = self.adapters.digest(variant.adapter) if variant.adapter else ""
         draft = ""
         if self.drafter is not None and variant.draft not in (None, NGRAM):
             draft = self.drafter.digest
-        return Namespace(self.digest, adapter, draft)
+        return Namespace(self.digest, adapter, draft, domain)
 
-    def cache(self, variant: Variant = BASE) -> PrefixCache:
-        """The prefix cache of what runs as ``variant``."""
-        return self.forest.of(self.namespace(variant))
+    def cache(self, variant: Variant = BASE, domain: str = NOBODY) -> PrefixCache:
+        """The prefix cache of what runs as ``variant`` in a trust domain."""
+        return self.forest.of(self.namespace(variant, domain))
 
-    def lookup(self, tokens: array[int], variant: Variant = BASE) -> Hit:
+    def lookup(
+        self, tokens: array[int], variant: Variant = BASE, borrower: Borrower = ANYBODY
+    ) -> Hit:
         """What the cache has for a prompt."""
-        return self.cache(variant).lookup(tokens)
+        return self.cache(variant, borrower.domain).lookup(tokens)
 
     def admit(
         self,
@@ -142,6 +145,7 @@ class Engine:
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
         variant: Variant = BASE,
+        borrower: Borrower = ANYBODY,
     ) -> Row | None:
         """Starts a row on the longest cached prefix of ``tokens``; ``None``: not now.
 
@@ -150,7 +154,7 @@ class Engine:
         adapter = variant.adapter
         if adapter is not None and not self.adapters.acquire(adapter):
             return None
-        hit = self.lookup(tokens, variant)
+        hit = self.lookup(tokens, variant, borrower)
         tries = [hit]
         if hit.whole < hit.length:
             # No memory to cut the last block: do with those that match as they are.
@@ -159,7 +163,7 @@ class Engine:
             # Alone, there is nobody to wait for: what is cached must not stand in the way.
             tries.append(hit._replace(length=0, snapshot=None))
         for each in tries:
-            row = self._start(request_id, tokens, sampling, boundaries, each, variant)
+            row = self._start(request_id, tokens, sampling, boundaries, each, variant, borrower)
             if row is not None:
                 return row
         if adapter is not None:
@@ -174,8 +178,9 @@ class Engine:
         boundaries: Sequence[int],
         hit: Hit,
         variant: Variant,
+        borrower: Borrower,
     ) -> Row | None:
-        cache = self.cache(variant)
+        cache = self.cache(variant, borrower.domain)
         leased = cache.lend(tokens, hit.length)
         if leased is None:
             return None
@@ -206,6 +211,7 @@ class Engine:
             tail=tail,
             states=states,
             drafting=drafting,
+            borrower=borrower,
         )
         if tail is not None:
             for block in cache.pieces(lease, anchor):

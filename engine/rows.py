@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from cache.block import LayerKV
+from cache.loan import ANYBODY, NO_LOAN, Borrower, Loan
 from cache.prefix_cache import Lease, PrefixCache
 from cache.radix import Node
 
@@ -85,6 +86,7 @@ class Row:
 
     ``tokens`` are prompt and reply so far, ``length`` of them have been given to the model.
     ``cache`` is that of the row's namespace, ``variant`` names its adapter and draft.
+    ``borrower`` is for whom it runs, ``loan`` what it found in the cache.
     ``states`` holds mlx-lm's own caches by layer index: of layers that are not kept by token,
     and of all layers where attention is copied; while the row decodes they lie in ``batch``.
     """
@@ -100,6 +102,8 @@ class Row:
     tail: Tail | None
     states: dict[int, Any]
     drafting: Drafting | None = None
+    borrower: Borrower = ANYBODY
+    loan: Loan = NO_LOAN
     batch: StateBatch | None = None
 
     @property

@@ -10,6 +10,7 @@ from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from cache.loan import NOBODY
 from engine.variant import BASE, Variant
 
 from .events import FinishReason
@@ -171,7 +172,7 @@ class ModelMetrics(SchedulerStats):
             of.step.labels(**labels, phase=phase)
         self.of(BASE)
 
-    def of(self, variant: Variant) -> RequestSeries:
+    def of(self, variant: Variant, tenant: str = NOBODY) -> RequestSeries:
         """The series of the requests that run as ``variant``."""
         series = self._series.get(variant)
         if series is None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cache.loan import NOBODY, Borrower
 from engine.params import SamplingParams
 from engine.variant import BASE, Variant
+
+from .tenant import DEFAULT, Priority, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,9 @@ class Request:
     trimmed keep a snapshot (for instance the end of the system prompt), ascending. ``variant``
     names an adapter and a draft that the engine knows. ``model`` is the base model's name, which
     tells the models of one engine thread apart.
+
+    ``tenant`` pays for the request; ``agent`` tells the tenant's agents apart, as far as it is
+    known. ``domain`` names the trust domain inside which prefixes are lent.
     """
 
     id: str
@@ -26,6 +32,19 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop_token_ids: frozenset[int] = frozenset()
     boundaries: tuple[int, ...] = ()
-    tenant: str = "default"
     variant: Variant = BASE
     model: str = ""
+    tenant: Tenant = DEFAULT
+    agent: str = ""
+    domain: str = NOBODY
+    priority: Priority = "interactive"
+
+    @property
+    def namespace(self) -> tuple[Variant, str]:
+        """What must be equal, within one model, for two requests to share KV."""
+        return self.variant, self.domain
+
+    @property
+    def borrower(self) -> Borrower:
+        """For whom the engine runs it."""
+        return Borrower(self.tenant.name, self.domain)

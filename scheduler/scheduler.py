@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from cache.loan import ANYBODY, Borrower
 from cache.prefix_cache import Hit
 from engine.adapter_files import AdapterError
 from engine.decoding import Choice, Outcome
@@ -44,7 +45,9 @@ class EngineLike(Protocol):
     @property
     def busy(self) -> bool: ...
     def fits(self, tokens: int) -> bool: ...
-    def lookup(self, tokens: array[int], variant: Variant = BASE) -> Hit: ...
+    def lookup(
+        self, tokens: array[int], variant: Variant = BASE, borrower: Borrower = ANYBODY
+    ) -> Hit: ...
     def admit(
         self,
         request_id: str,
@@ -52,6 +55,7 @@ class EngineLike(Protocol):
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
         variant: Variant = BASE,
+        borrower: Borrower = ANYBODY,
     ) -> Row | None: ...
     def mark(self, row: Row, position: int) -> None: ...
     def prefill(self, row: Row, most: int) -> int: ...
@@ -100,7 +104,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Accepts a request; it will end in exactly one ``Finished``."""
         assert request.id not in self._entries
-        stats = self.stats.of(request.variant)
+        stats = self.stats.of(request.variant, request.tenant.name)
         entry = Entry(request, self.engine.vocab_size, self.clock(), stats)
         self._entries[request.id] = entry
         self.waiting.append(entry)
@@ -197,7 +201,7 @@ class Scheduler:
         """Starts waiting requests, those with the longest cached prefix first."""
         if not self.waiting or self._blocked or self.neighbours.first:
             return
-        hits = {e: self.engine.lookup(e.tokens, e.request.variant).length for e in self.waiting}
+        hits = {e: self._lookup(e) for e in self.waiting}
         ranked = sorted(self.waiting, key=lambda e: (e.passed_over < MOST_PASSED_OVER, -hits[e]))
         for entry in ranked:
             if self.running >= self.max_rows:
@@ -207,7 +211,12 @@ class Scheduler:
             request = entry.request
             try:
                 row = self.engine.admit(
-                    request.id, entry.tokens, entry.sampling, entry.boundaries, request.variant
+                    request.id,
+                    entry.tokens,
+                    entry.sampling,
+                    entry.boundaries,
+                    request.variant,
+                    request.borrower,
                 )
             except AdapterError as error:
                 log.error("adapter %s: %s", request.variant.adapter, error)
@@ -220,6 +229,10 @@ class Scheduler:
             self._started(entry, row)
             for other in self.waiting:
                 other.passed_over += other.accepted < entry.accepted
+
+    def _lookup(self, entry: Entry) -> int:
+        request = entry.request
+        return self.engine.lookup(entry.tokens, request.variant, request.borrower).length
 
     def _refused(self, entry: Entry, events: list[Event]) -> None:
         """No memory now: wait for rows to end; alone, there is nothing to wait for."""
@@ -244,8 +257,8 @@ class Scheduler:
         if most - cached < WORTH_WAITING:
             return False
         for leader in self.prefilling:
-            if leader.request.variant != entry.request.variant:
-                continue  # the same tokens may have other KV there
+            if leader.request.namespace != entry.request.namespace:
+                continue  # the same tokens may have other KV there, or must not be known
             assert leader.row is not None
             common = min(common_prefix(leader.tokens, entry.tokens), most, len(leader.tokens) - 1)
             if common - cached >= WORTH_WAITING and leader.row.length < common:

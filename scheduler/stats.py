@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cache.loan import NOBODY
 from engine.variant import Variant
 
 from .events import FinishReason
@@ -12,7 +13,7 @@ Phase = Literal["prefill", "decode"]
 
 
 class RequestStats:
-    """Counts nothing; the base of what counts the requests for one variant of a model.
+    """Counts nothing; the base of what counts a tenant's requests for one variant of a model.
 
     All times in seconds; called on the engine thread.
     """
@@ -32,6 +33,12 @@ class RequestStats:
     def drafted(self, proposed: int, accepted: int) -> None:
         """So many of the tokens proposed for a request were what the model chose, too."""
 
+    def lent(self, lender: str, tokens: int) -> None:
+        """A request found so many tokens in the cache that the tenant ``lender`` had computed."""
+
+    def engine_time(self, seconds: float) -> None:
+        """The request's part of a forward pass."""
+
     def preempted(self) -> None:
         """A row was put back into the queue."""
 
@@ -45,8 +52,8 @@ NO_REQUEST_STATS = RequestStats()
 class SchedulerStats:
     """Counts nothing; the base of what counts the steps of one model."""
 
-    def of(self, variant: Variant) -> RequestStats:
-        """What counts the requests that run as ``variant``."""
+    def of(self, variant: Variant, tenant: str = NOBODY) -> RequestStats:
+        """What counts the requests of a tenant that run as ``variant``."""
         return NO_REQUEST_STATS
 
     def step(self, phase: Phase, seconds: float, rows: int) -> None:

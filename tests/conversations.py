@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.loan import ANYBODY, NOBODY, Borrower
 from cache.namespace import Namespace
 from cache.prefix_cache import Keeping
 from cache.tokens import common_length
@@ -116,9 +117,10 @@ class Recorder(Engine):
         sampling: RowSampling,
         boundaries: Sequence[int] = (),
         variant: Variant = BASE,
+        borrower: Borrower = ANYBODY,
     ) -> Row | None:
         least, most = self._expected(tokens[:-1], variant)
-        row = super().admit(request_id, tokens, sampling, boundaries, variant)
+        row = super().admit(request_id, tokens, sampling, boundaries, variant, borrower)
         if row is not None and not self.forgets and not least <= row.length <= most:
             self.wrong_hits.append(f"{request_id}: {row.length} cached, not {least} to {most}")
         return row
@@ -170,7 +172,7 @@ class Tally(SchedulerStats, RequestStats):
     def __init__(self) -> None:
         self.prompt_tokens = 0
 
-    def of(self, variant: Variant) -> RequestStats:
+    def of(self, variant: Variant, tenant: str = NOBODY) -> RequestStats:
         return self
 
     def computed(self, tokens: int) -> None:

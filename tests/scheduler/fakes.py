@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cache.loan import ANYBODY, NO_LOAN, Borrower, Loan
 from cache.prefix_cache import NO_HIT, Hit
 from engine.decoding import Choice, Outcome
 from engine.variant import BASE, Variant
@@ -23,6 +24,12 @@ class FakeRow:
     tokens: array
     length: int
     variant: Variant = BASE
+    borrower: Borrower = ANYBODY
+    loan: Loan = NO_LOAN
+
+    @property
+    def namespace(self) -> tuple[Variant, str]:
+        return self.variant, self.borrower.domain
 
     def cut(self, count: int) -> None:
         del self.tokens[count:]
@@ -48,7 +55,7 @@ class FakeEngine:
     now: float = 0.0
     rows: list[FakeRow] = field(default_factory=list)
     prefilled: list[tuple[str, int]] = field(default_factory=list)
-    cached: set[tuple[Variant, tuple[int, ...]]] = field(default_factory=set)
+    cached: set[tuple[tuple[Variant, str], tuple[int, ...]]] = field(default_factory=set)
     inflight: list[FakeRow] = field(default_factory=list)
     most_rows: int = 0
     accepted: int = 0
@@ -67,11 +74,13 @@ class FakeEngine:
     def fits(self, tokens: int) -> bool:
         return tokens <= self.budget
 
-    def lookup(self, tokens: Sequence[int], variant: Variant = BASE) -> Hit:
+    def lookup(
+        self, tokens: Sequence[int], variant: Variant = BASE, borrower: Borrower = ANYBODY
+    ) -> Hit:
         whole = tuple(tokens[:-1])
         best = 0
         for owner, prefix in self.cached:
-            if owner != variant:
+            if owner != (variant, borrower.domain):
                 continue
             common = 0
             for a, b in zip(prefix, whole, strict=False):
@@ -81,10 +90,11 @@ class FakeEngine:
             best = max(best, common)
         return NO_HIT._replace(length=best, whole=best, kv_length=best)
 
-    def admit(self, request_id, tokens, sampling, boundaries=(), variant=BASE):
+    def admit(self, request_id, tokens, sampling, boundaries=(), variant=BASE, borrower=ANYBODY):
         if self.used + len(tokens) > self.budget:
             return None
-        row = FakeRow(request_id, tokens, self.lookup(tokens, variant).length, variant)
+        hit = self.lookup(tokens, variant, borrower).length
+        row = FakeRow(request_id, tokens, hit, variant, borrower)
         self.rows.append(row)
         self.most_rows = max(self.most_rows, len(self.rows))
         return row
@@ -98,7 +108,7 @@ class FakeEngine:
         row.length += count
         self.now += count * self.prefill_cost
         self.prefilled.append((row.id, count))
-        self.cached.add((row.variant, tuple(row.tokens[: row.length])))
+        self.cached.add((row.namespace, tuple(row.tokens[: row.length])))
         return count
 
     def make_room(self, row: FakeRow) -> bool:
@@ -128,7 +138,7 @@ class FakeEngine:
         assert row not in self.inflight
         self.rows.remove(row)
         if row.length:
-            self.cached.add((row.variant, tuple(row.tokens[: row.length])))
+            self.cached.add((row.namespace, tuple(row.tokens[: row.length])))
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from cache.loan import NOBODY
 from engine.params import SamplingParams
 from engine.variant import Variant
 from scheduler.events import Finished, Token
@@ -73,7 +74,7 @@ def test_drafts_are_counted_for_their_variant():
         def __init__(self):
             self.counts = defaultdict(list)
 
-        def of(self, variant):
+        def of(self, variant, tenant=NOBODY):
             counts = self.counts[variant.draft]
 
             class Series(RequestStats):
