@@ -10,6 +10,8 @@ from engine.engine import ADAPTER_SLOTS
 from engine.params import SamplingParams
 from engine.start import NUM_DRAFT_TOKENS
 
+from .tenant import Tenant
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -62,6 +64,7 @@ class ServiceConfig:
     num_draft_tokens: int = NUM_DRAFT_TOKENS
     memory: int | None = None
     models: tuple[ModelConfig, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
 
     @property
     def all_models(self) -> tuple[ModelConfig, ...]:

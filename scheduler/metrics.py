@@ -14,6 +14,7 @@ from cache.loan import NOBODY
 from engine.variant import BASE, Variant
 
 from .events import FinishReason
+from .limits import LimitName
 from .stats import Phase, RequestStats, SchedulerStats
 
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -21,7 +22,14 @@ SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 
 LABELS = ("model", "adapter", "draft")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STATES = ("lent", "owned", "cached", "free")
-REASONS = ("queue_full", "prompt_too_large", "draining", "engine_dead", "model_failed")
+REASONS = (
+    "queue_full",
+    "prompt_too_large",
+    "draining",
+    "engine_dead",
+    "model_failed",
+    *(f"tenant_{limit}" for limit in get_args(LimitName)),
+)
 RESULTS = ("loaded", "failed")
 
 

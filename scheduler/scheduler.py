@@ -249,6 +249,7 @@ class Scheduler:
         if not entry.admitted:
             entry.admitted, entry.hit = now, row.length
             entry.stats.admitted(now - entry.accepted, len(entry.tokens), row.length)
+            self.stats.started(entry.request.id)
         (self.prefilling if row.remaining else self.decoding).append(entry)
 
     def _should_wait(self, entry: Entry, cached: int) -> bool:

@@ -37,6 +37,8 @@ from .streams import (
     Unfit,
     UnknownAdapter,
 )
+from .tenant import DEFAULT, Tenant
+from .tenants import Tenants
 from .use import Use
 from .worker import Abort, SchedulerLike, Worker
 
@@ -60,6 +62,7 @@ class Service:
         self.metrics = metrics
         self.models = Catalogue(Served(c, metrics.model(c.name)) for c in config.all_models)
         self.died = anyio.Event()
+        self.tenants = Tenants(config.tenants, metrics.registry)
         self._progress = progress
         self._outstanding = 0
         self._streams: dict[str, RequestStream] = {}
@@ -82,14 +85,21 @@ class Service:
         self._worker.start()
         await self._loaded
 
-    def reserve(self, places: int = 1) -> Reservation:
-        """Takes places in the queue. Raises QueueFull, EngineDead."""
+    def reserve(
+        self, places: int = 1, tenant: Tenant = DEFAULT, estimated_tokens: int = 0
+    ) -> Reservation:
+        """Takes places in the queue, within the tenant's limits.
+
+        ``estimated_tokens`` are those of all prompts. Raises QueueFull, OverLimit, EngineDead.
+        """
         self.check_alive()
         limit = self.config.max_rows + self.config.max_queue
         if self._outstanding + places > limit:
             raise QueueFull
+        rows = max(0, self.config.max_rows - self._outstanding)
+        admission = self.tenants.reserve(tenant, places, estimated_tokens, rows)
         self._outstanding += places
-        return Reservation(self, places)
+        return Reservation(self, places, admission)
 
     def give_back(self, places: int) -> None:
         """Makes places free again that were not used."""
@@ -211,6 +221,7 @@ class Service:
             if stream is not None:
                 if isinstance(event, Finished):
                     self._close(stream)
+                self.tenants.note(event)
                 stream.push(event)
 
     def _close(self, stream: RequestStream) -> None:
@@ -223,7 +234,9 @@ class Service:
     def _fail(self, stream: RequestStream, message: str) -> None:
         self._close(stream)
         prompt = len(stream.request.prompt)
-        stream.push(Finished(stream.request.id, "error", prompt, 0, 0, message))
+        end = Finished(stream.request.id, "error", prompt, 0, 0, message)
+        self.tenants.note(end)
+        stream.push(end)
 
     def _dead(self, error: BaseException) -> None:
         assert self._loaded is not None
@@ -341,7 +354,7 @@ class Service:
             else:
                 log.info("%s: %s", member.name, text)
 
-        stats = self.models[member.name].metrics
+        stats = self.tenants.accounting(member.name, self.models[member.name].metrics)
         return going_live(member.config, member.adapters, self.config, memory, stats, progress)
 
     def _on_engine(self, events: list[Event]) -> None:

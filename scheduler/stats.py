@@ -59,5 +59,8 @@ class SchedulerStats:
     def step(self, phase: Phase, seconds: float, rows: int) -> None:
         """A forward pass was done."""
 
+    def started(self, request_id: str) -> None:
+        """A request got its row for the first time."""
+
 
 NO_STATS = SchedulerStats()

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Protocol
 
 from .events import Event, Finished
+from .limits import Admission
 from .request import Request
+from .tenant import Tenant
 
 
 class QueueFull(Exception):
@@ -81,11 +83,20 @@ class Queue(Protocol):
 
 
 class Reservation:
-    """Places in the queue, taken before templating; what is not used goes back on exit."""
+    """Places in the queue, taken before templating; what is not used goes back on exit.
 
-    def __init__(self, queue: Queue, places: int) -> None:
+    An exit with an error refuses the response: then its tenant pays for none of its requests.
+    """
+
+    def __init__(self, queue: Queue, places: int, admission: Admission) -> None:
         self._queue = queue
         self._left = places
+        self._admission = admission
+
+    @property
+    def tenant(self) -> Tenant:
+        """For whom the places are."""
+        return self._admission.tenant
 
     def __enter__(self) -> Reservation:
         return self
@@ -98,10 +109,16 @@ class Reservation:
     ) -> None:
         self._queue.give_back(self._left)
         self._left = 0
+        self._admission.close(refused=error is not None)
 
     def submit(self, request: Request) -> RequestStream:
         """Uses one place. Raises Unfit for a prompt that never fits, UnknownAdapter, EngineDead."""
         assert self._left > 0
-        stream = self._queue.enqueue(request)
+        self._admission.submit(request.id)
+        try:
+            stream = self._queue.enqueue(request)
+        except BaseException:
+            self._admission.withdraw(request.id)
+            raise
         self._left -= 1
         return stream

@@ -22,6 +22,9 @@ from .generation import TextThreads
 from .model_admin import ModelAdmin
 from .models import Models
 from .ops import Ops
+from .rate_limits import RateLimitHeaders
+from .usage_admin import UsageAdmin
+from .usage_store import UsageStore
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -32,13 +35,18 @@ def create_app(
     *,
     default_max_tokens: int,
     adapter_dir: Path | None = None,
+    usage: UsageStore | None = None,
 ) -> ASGIApp:
-    """The application in front of ``service``; its routes answer also while it loads."""
+    """The application in front of ``service``; its routes answer also while it loads.
+
+    ``usage`` keeps what tenants use; without it nothing outlives the process.
+    """
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
+    used = UsageAdmin(usage or UsageStore(service.tenants.usage, None))
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
@@ -51,6 +59,7 @@ def create_app(
         Route("/admin/models", loads.all),
         Route("/admin/models", loads.load, methods=["POST"]),
         Route("/admin/models/{name:path}", loads.unload, methods=["DELETE"]),
+        Route("/admin/usage", used.get),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),
@@ -59,7 +68,7 @@ def create_app(
     app = Starlette(routes=routes, exception_handlers=dict(exception_handlers))
     app.router.redirect_slashes = False
     # Outside of everything, so that the answer to a fault has its name, too.
-    return RequestIds(app)
+    return RequestIds(RateLimitHeaders(app, service.tenants.meters))
 
 
 class RequestIds:

@@ -75,4 +75,5 @@ async def _read(request: Request) -> bytes:
             parts.append(part)
     except ClientDisconnect as error:
         raise ApiError(499, "The client went away.") from error
+    request.state.body_bytes = size
     return b"".join(parts)

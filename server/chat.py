@@ -113,7 +113,8 @@ class ChatCompletions(Dialect):
         body = await read_json(request, ChatRequest, REFUSED)
         service, target = self.service, self.serves(body.model, body.adapter, body.draft_model)
         served, copies = target.served, body.choices
-        with reserve(service, served, copies) as places, service.use(served) as use:
+        places = reserve(service, request, served, copies, copies)
+        with places, service.use(served) as use:
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
             plan = _Plan(model, body, variant, self.default_max_tokens)

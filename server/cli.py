@@ -188,6 +188,15 @@ def serve(
             envvar="COMMONS_DTYPE", help="Compute in this type instead of the stored one."
         ),
     ] = None,
+    usage_db: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="COMMONS_USAGE_DB",
+            help="SQLite file that keeps what tenants use across restarts, or none; by default "
+            "beside the --config file, and without one none.",
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -220,6 +229,7 @@ def serve(
         parse_adapters,
         parse_size,
         served_name,
+        usage_file,
     )
     from server.model_tables import parse_models
     from server.process import run
@@ -258,7 +268,15 @@ def serve(
         memory=all_bytes,
         models=models,
     )
-    server = ServerConfig(service, host, port, default_max_tokens, drain_timeout, adapter_dir)
+    server = ServerConfig(
+        service,
+        host,
+        port,
+        default_max_tokens,
+        drain_timeout,
+        adapter_dir,
+        usage_file(usage_db, config),
+    )
     _leave(run(server))
 
 

@@ -50,10 +50,11 @@ class Completions(Dialect):
         body = await read_json(request, CompletionRequest, REFUSED)
         service, target = self.service, self.serves(body.model, body.adapter, body.draft_model)
         texts = _prompts(body)
-        served, places_needed = target.served, len(texts) * body.choices
-        if places_needed > MOST_CHOICES:
+        served, needed = target.served, len(texts) * body.choices
+        if needed > MOST_CHOICES:
             raise bad_request(f"At most {MOST_CHOICES} replies are possible.", "n")
-        with reserve(service, served, places_needed) as places, service.use(served) as use:
+        places = reserve(service, request, served, needed, body.choices)
+        with places, service.use(served) as use:
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
             check = _Checked(model, body, variant)

@@ -15,6 +15,7 @@ from scheduler.info import ServiceConfig
 from .admin import check_name
 
 NO_DRAFT = "none"
+NO_FILE = "none"
 MOST_DRAFT_TOKENS = 16
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -26,7 +27,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Everything ``commons serve`` was told; ``drain_timeout`` in seconds."""
+    """Everything ``commons serve`` was told; ``drain_timeout`` in seconds.
+
+    ``usage_db`` is the file in which tenants' usage is kept, None: it is not.
+    """
 
     service: ServiceConfig
     host: str = "127.0.0.1"
@@ -34,6 +38,14 @@ class ServerConfig:
     default_max_tokens: int = 4096
     drain_timeout: float = 30.0
     adapter_dir: Path | None = None
+    usage_db: Path | None = None
+
+
+def usage_file(option: str | None, config: Path | None) -> Path | None:
+    """Where usage is kept: by default beside the settings file, and nowhere without one."""
+    if option is not None:
+        return None if option == NO_FILE else Path(option).expanduser()
+    return None if config is None else config.with_name(f"{config.stem}.usage.db")
 
 
 def served_name(model: str) -> str:

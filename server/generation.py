@@ -13,11 +13,13 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import anyio
+from starlette.requests import Request as HttpRequest
 
 from engine.params import SamplingParams
 from engine.tokenizer import Prompt
 from engine.variant import Variant
 from scheduler.events import Finished, Token
+from scheduler.limits import OverLimit
 from scheduler.metrics import ModelMetrics
 from scheduler.request import Request
 from scheduler.served import Served
@@ -31,9 +33,11 @@ from scheduler.streams import (
     Unfit,
     UnknownAdapter,
 )
+from scheduler.tenant import Tenant
 
 from .errors import ApiError, bad_request
 from .output import NOTHING, Delta, Output
+from .rate_limits import estimated_tokens, metered, over_limit, reply_within
 
 logger = logging.getLogger("commons.server")
 T = TypeVar("T")
@@ -169,10 +173,16 @@ class Plan(NamedTuple):
     variant: Variant
 
 
-def reserve(service: Service, served: Served, places: int) -> Reservation:
-    """Places in the queue. Raises ApiError 503."""
+def reserve(
+    service: Service, request: HttpRequest, served: Served, places: int, copies: int
+) -> Reservation:
+    """Places in the queue, for ``copies`` replies to each prompt. Raises ApiError 429, 503."""
+    tenant, estimated = metered(request), copies * estimated_tokens(request)
     try:
-        return service.reserve(places)
+        return service.reserve(places, tenant, estimated)
+    except OverLimit as error:
+        served.metrics.rejection(f"tenant_{error.limit}")
+        raise over_limit(error) from error
     except QueueFull as error:
         served.metrics.rejection("queue_full")
         message = "The server is busy: its queue is full. Try again."
@@ -209,6 +219,7 @@ def submit(
     name: str,
 ) -> Generation:
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
+    plans = [_limited(plan, places.tenant) for plan in plans]
     choices: list[Choice] = []
     metrics = served.metrics
     generation = Generation(choices, metrics)
@@ -216,7 +227,8 @@ def submit(
         for plan in plans:
             for copy in range(copies):
                 index = len(choices)
-                stream = places.submit(_request(served, plan, f"{name}-{index}", copy))
+                made = _request(served, plan, f"{name}-{index}", copy, places.tenant)
+                stream = places.submit(made)
                 choices.append(Choice(index, stream, plan.output(), service))
     except Unfit as error:
         generation.abort()
@@ -232,7 +244,13 @@ def submit(
     return generation
 
 
-def _request(served: Served, plan: Plan, name: str, copy: int) -> Request:
+def _limited(plan: Plan, tenant: Tenant) -> Plan:
+    """The plan within what its tenant may have. Raises ApiError 400."""
+    most = reply_within(len(plan.prompt.tokens), plan.max_tokens, tenant.limits)
+    return plan._replace(max_tokens=most)
+
+
+def _request(served: Served, plan: Plan, name: str, copy: int, tenant: Tenant) -> Request:
     sampling = plan.sampling
     if sampling.seed is not None and copy:
         sampling = replace(sampling, seed=sampling.seed + copy)
@@ -245,6 +263,7 @@ def _request(served: Served, plan: Plan, name: str, copy: int) -> Request:
         boundaries=plan.prompt.boundaries,
         variant=plan.variant,
         model=served.name,
+        tenant=tenant,
     )
 
 

@@ -7,7 +7,9 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from typing import NoReturn
 
+import anyio
 import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -18,9 +20,11 @@ from scheduler.service import LoadFailed, Service
 from .app import create_app
 from .config import ServerConfig
 from .startup import Startup
+from .usage_store import UsageStore
 
 BACKLOG = 2048
 KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
+USAGE_EVERY = 5.0  # seconds; the usage of at most so long is lost in a crash
 FLUSH = 5  # seconds that responses get to leave after the last of them is complete
 
 
@@ -56,11 +60,13 @@ class _Process:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         self._service = Service(config.service, Metrics(registry), startup.progress)
+        self._usage = UsageStore(self._service.tenants.usage, config.usage_db)
         app = create_app(
             self._service,
             registry,
             default_max_tokens=config.default_max_tokens,
             adapter_dir=config.adapter_dir,
+            usage=self._usage,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -84,13 +90,21 @@ class _Process:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        keeping = asyncio.create_task(self._keep_usage())
         try:
             code = await self._until_end()
         finally:
             self._server.should_exit = True
             await serving
             await self._service.stop()
+            keeping.cancel()
+            await anyio.to_thread.run_sync(self._usage.flush)
         return code
+
+    async def _keep_usage(self) -> NoReturn:
+        while True:
+            await anyio.sleep(USAGE_EVERY)
+            await anyio.to_thread.run_sync(self._usage.flush)
 
     async def _until_end(self) -> int:
         """Loads, then waits for a signal or the engine's death."""
