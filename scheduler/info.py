@@ -10,7 +10,7 @@ from engine.engine import ADAPTER_SLOTS
 from engine.params import SamplingParams
 from engine.start import NUM_DRAFT_TOKENS
 
-from .tenant import Tenant
+from .tenant import DEFAULT, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class ServiceConfig:
     num_draft_tokens: int = NUM_DRAFT_TOKENS
     memory: int | None = None
     models: tuple[ModelConfig, ...] = ()
-    tenants: tuple[Tenant, ...] = ()
+    tenants: tuple[Tenant, ...] = (DEFAULT,)
 
     @property
     def all_models(self) -> tuple[ModelConfig, ...]:

@@ -17,14 +17,6 @@ logger = logging.getLogger("commons.server")
 
 INTERNAL_MESSAGE = "The server failed to answer; its log says why."
 OVERLOADED = 529  # Anthropic's status for a server that has too much to do
-ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    504: "timeout_error",
-}
 
 
 class ApiError(Exception):
@@ -73,18 +65,16 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def anthropic_error(error: ApiError) -> tuple[int, str]:
-    """The status and the type of ``error`` on Anthropic's routes.
+def on_anthropic(error: ApiError) -> ApiError:
+    """``error`` as Anthropic's routes tell it: there, a full queue has a status of its own.
 
-    There, a tenant's own limit is ``rate_limit_error`` and the server's full queue
-    ``overloaded_error``, with a status that OpenAI's routes do not have.
+    A tenant's own limits are 429 with ``rate_limit_error`` everywhere.
     """
-    if error.code == "queue_full":
-        return OVERLOADED, "overloaded_error"
-    by_status = ANTHROPIC_TYPES.get(error.status)
-    if by_status is None:
-        by_status = "api_error" if error.status >= 500 else "invalid_request_error"
-    return error.status, by_status
+    if error.code != "queue_full":
+        return error
+    return ApiError(
+        OVERLOADED, error.message, "overloaded_error", error.code, retry_after=error.retry_after
+    )
 
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:

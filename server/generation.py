@@ -37,7 +37,7 @@ from scheduler.tenant import Tenant
 
 from .errors import ApiError, bad_request
 from .output import NOTHING, Delta, Output
-from .rate_limits import estimated_tokens, metered, over_limit, reply_within
+from .rate_limits import estimated_tokens, metered, over_limit
 
 logger = logging.getLogger("commons.server")
 T = TypeVar("T")
@@ -219,7 +219,6 @@ def submit(
     name: str,
 ) -> Generation:
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
-    plans = [_limited(plan, places.tenant) for plan in plans]
     choices: list[Choice] = []
     metrics = served.metrics
     generation = Generation(choices, metrics)
@@ -242,12 +241,6 @@ def submit(
         generation.abort()
         raise _stopped(service, served) from error
     return generation
-
-
-def _limited(plan: Plan, tenant: Tenant) -> Plan:
-    """The plan within what its tenant may have. Raises ApiError 400."""
-    most = reply_within(len(plan.prompt.tokens), plan.max_tokens, tenant.limits)
-    return plan._replace(max_tokens=most)
 
 
 def _request(served: Served, plan: Plan, name: str, copy: int, tenant: Tenant) -> Request:

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.limits import Level, Meters, OverLimit
-from scheduler.tenant import DEFAULT, Limits, Tenant
+from scheduler.tenant import DEFAULT, Tenant
 
-from .errors import ApiError, bad_request
+from .errors import ApiError
 
 METERED = "commons.metered"  # in a scope: the tenant whose limits the request counts for
 BYTES_A_TOKEN = 4  # of a JSON body, roughly; the true number is charged later
@@ -38,24 +38,6 @@ def over_limit(error: OverLimit) -> ApiError:
     """The error for a request beyond its tenant's limits."""
     wait = error.retry_after
     return ApiError(429, str(error), "rate_limit_error", "rate_limit_exceeded", None, wait)
-
-
-def reply_within(prompt: int, most: int, limits: Limits) -> int:
-    """The most tokens of a reply: ``most``, cut to what the tenant may have.
-
-    Raises ApiError 400 where the prompt alone is too long.
-    """
-    if limits.max_tokens is not None:
-        most = min(most, limits.max_tokens)
-    if limits.context is None:
-        return most
-    if prompt >= limits.context:
-        message = (
-            f"The prompt has {prompt} tokens; its tenant may use {limits.context} tokens, the "
-            "reply's included."
-        )
-        raise bad_request(message, code="context_length_exceeded")
-    return min(most, limits.context - prompt)
 
 
 class RateLimitHeaders:

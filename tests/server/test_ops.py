@@ -51,6 +51,15 @@ LABELLED = {
     "memory_bytes": ("kind", ("active", "weights")),
     "step_seconds_count": ("phase", ("prefill", "decode")),
 }
+TENANT_COUNTERS = (
+    "prompt_tokens",
+    "cached_tokens",
+    "generation_tokens",
+    "requests",
+    "engine_seconds",
+    "queue_seconds",
+)
+LENT = "commons_prefix_cache_lent_tokens"
 ROUTE = "/v1/completions"
 
 
@@ -58,6 +67,9 @@ def test_every_metric_is_there_from_the_first_scrape(first_scrape: str) -> None:
     metrics = Metrics(first_scrape)
     for name in COUNTERS:
         assert metrics(f"{name}_total") == 0
+    for name in TENANT_COUNTERS:
+        assert metrics(f"tenant_{name}_total", tenant="default") == 0
+    assert metrics("prefix_cache_lent_tokens_total", lender="default", borrower="default") == 0
     for name in HISTOGRAMS:
         assert metrics(f"{name}_count") == 0
     for name in GAUGES:
@@ -75,7 +87,9 @@ def test_every_metric_is_there_from_the_first_scrape(first_scrape: str) -> None:
 def test_own_series_are_labelled_and_documented(first_scrape: str) -> None:
     own = [f for f in Metrics(first_scrape).families.values() if f.name.startswith("commons_")]
     assert all(f.documentation for f in own)
-    for sample in (s for f in own for s in f.samples):
+    theirs = [f for f in own if f.name.startswith("commons_tenant_") or f.name == LENT]
+    assert {s.labels.get("tenant", "default") for f in theirs for s in f.samples} == {"default"}
+    for sample in (s for f in own if f not in theirs for s in f.samples):
         assert sample.labels["model"] == MODEL
         assert (sample.labels["adapter"], sample.labels["draft"]) == ("", "")
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+from .limited import HEADER
 from .process import PATIENCE, Server
-from .support import MODEL, idle, poll, scrape
+from .support import MODEL, Metrics, idle, poll, scrape
 
 ROUTE = "/v1/completions"
 PLACES = 3  # of the narrow server
 FLOOD = 20
+CROWD = 500
+ROWS, QUEUE = 4, 64  # of the server that the crowd meets
+TENANTS = ("free", "default", "concurrent", "queued")
+GROWTH = 32 << 20  # bytes that a process may have more after a crowd than after one before it
 
 
 def body(max_tokens: int, **more: Any) -> dict[str, Any]:
@@ -37,18 +44,29 @@ def refused(response: httpx.Response) -> None:
 
 
 async def flood(
-    narrow: Server, request: dict[str, Any], count: int = FLOOD
+    server: Server,
+    request: dict[str, Any],
+    count: int = FLOOD,
+    tenants: Sequence[str] = ("default",),
+    full: anyio.Event | None = None,
 ) -> list[httpx.Response]:
-    answers: list[httpx.Response] = []
-    limits = httpx.Limits(max_connections=FLOOD)
-    async with httpx.AsyncClient(base_url=narrow.url, timeout=PATIENCE, limits=limits) as client:
+    """The answers to ``count`` requests at once, which the tenants send in turn.
 
-        async def ask() -> None:
-            answers.append(await client.post(ROUTE, json=request))
+    ``full`` is set when one has been answered with 503.
+    """
+    answers: list[httpx.Response] = []
+    limits = httpx.Limits(max_connections=count)
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as client:
+
+        async def ask(tenant: str) -> None:
+            headers = {HEADER: tenant}
+            answers.append(await client.post(ROUTE, json=request, headers=headers))
+            if full is not None and answers[-1].status_code == 503:
+                full.set()
 
         async with anyio.create_task_group() as group:
-            for _ in range(count):
-                group.start_soon(ask)
+            for i in range(count):
+                group.start_soon(ask, tenants[i % len(tenants)])
     return answers
 
 
@@ -108,3 +126,86 @@ def test_refused_requests_give_their_places_back(http: httpx.Client) -> None:
         assert http.post(ROUTE, json=body(1, prompt=[[5], []])).status_code == 400
         assert http.post(ROUTE, json=body(1, prompt=[100_000])).status_code == 400
     assert http.post(ROUTE, json=body(1, n=PLACES)).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def crowded(tiny: str) -> Iterator[Server]:
+    """A server with a queue of 64 and some tenants, of which two have limits."""
+    size = ("--max-rows", str(ROWS), "--max-queue", str(QUEUE))
+    command = (sys.executable, "-m", "tests.server.limited")
+    with Server("--model", tiny, *size, command=command) as server:
+        yield server.ready()
+
+
+def memory(metrics: Metrics) -> dict[str, float]:
+    """Bytes that requests hold, and all that the KV memory has."""
+    states = {s: metrics("kv_cache_bytes", state=s) for s in ("lent", "owned", "cached", "free")}
+    return {"lent": states["lent"], "owned": states["owned"], "all": sum(states.values())}
+
+
+def resident(metrics: Metrics) -> float:
+    return next(s.value for s in metrics.samples if s.name == "process_resident_memory_bytes")
+
+
+async def crowd(server: Server) -> list[httpx.Response]:
+    """The answers to a crowd that finds all rows taken until the queue is full."""
+    full = anyio.Event()
+    async with (
+        httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client,
+        anyio.create_task_group() as holders,
+    ):
+        for _ in range(ROWS):
+            holders.start_soon(lambda: client.post(ROUTE, json=body(8000)))
+        with anyio.fail_after(PATIENCE):
+            while (await client.get("/health")).json()["running"] < ROWS:
+                pass
+
+        async def let_go() -> None:
+            await full.wait()
+            holders.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(let_go)
+            with anyio.CancelScope(shield=True):
+                answers = await flood(server, body(8), CROWD, TENANTS, full)
+                full.set()  # if it never was, the answers tell
+    return answers
+
+
+def check_crowd(answers: list[httpx.Response]) -> None:
+    codes = Counter(
+        "served" if a.status_code == 200 else a.json()["error"]["code"] for a in answers
+    )
+    assert codes.total() == CROWD
+    assert codes.keys() == {"served", "queue_full", "rate_limit_exceeded"}
+    assert codes["served"] >= QUEUE
+    for answer in answers:
+        if answer.status_code != 200:
+            assert answer.status_code in (429, 503)
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.anyio
+async def test_a_crowd_is_answered_and_leaves_nothing_behind(crowded: Server) -> None:
+    async with httpx.AsyncClient(base_url=crowded.url, timeout=PATIENCE) as http:
+        before = memory(await settled(http))
+        sizes = []
+        for _ in range(2):
+            check_crowd(await crowd(crowded))
+            after = await settled(http)
+            assert memory(after) == before
+            sizes.append(resident(after))
+        assert sizes[1] - sizes[0] < GROWTH
+        # Every place is free again, the tenants' own too.
+        for tenant, most in (("free", ROWS + QUEUE), ("concurrent", 2), ("queued", ROWS + 1)):
+            answer = await http.post(ROUTE, json=body(1, n=most), headers={HEADER: tenant})
+            assert answer.status_code == 200
+
+
+async def settled(http: httpx.AsyncClient) -> Metrics:
+    """The first scrape in which the engine has nothing to do."""
+    for _ in range(4000):
+        metrics = Metrics((await http.get("/metrics")).text)
+        if idle(metrics):
+            return metrics
+    raise AssertionError("it did not come about")
