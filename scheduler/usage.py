@@ -56,8 +56,8 @@ class Usage:
     """The counts of all tenants and models. ``clock`` tells Unix time."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
+        self.clock = clock
+        self.lock = threading.Lock()
         self._new: dict[Key, Counts] = {}
         self._taken: dict[str, Counts] = {}  # by tenant
         self._stats: dict[tuple[str, str], TenantUsage] = {}
@@ -69,19 +69,16 @@ class Usage:
             stats = self._stats[model, tenant] = TenantUsage(self, model, tenant)
         return stats
 
-    def add(self, tenant: str, model: str, change: Counts) -> None:
-        """Counts for today."""
-        with self._lock:
-            self._today(tenant, model).add(change)
-
-    def generated(self, tenant: str, model: str) -> None:
-        """Counts one token, as happens most often."""
-        with self._lock:
-            self._today(tenant, model).generated_tokens += 1
+    def counts(self, key: Key) -> Counts:
+        """What is being counted under ``key``; ``lock`` must be held as long as it is used."""
+        counts = self._new.get(key)
+        if counts is None:
+            counts = self._new[key] = Counts()
+        return counts
 
     def take(self) -> dict[Key, Counts]:
         """What has been counted since the last call, for whoever keeps it."""
-        with self._lock:
+        with self.lock:
             taken, self._new = self._new, {}
             for key, counts in taken.items():
                 self._taken.setdefault(key.tenant, Counts()).add(counts)
@@ -90,7 +87,7 @@ class Usage:
     def peek(self) -> dict[Key, Counts]:
         """What the next ``take`` would return, as far as it has come."""
         found: dict[Key, Counts] = {}
-        with self._lock:
+        with self.lock:
             for key, counts in self._new.items():
                 found.setdefault(key, Counts()).add(counts)
         return found
@@ -98,54 +95,56 @@ class Usage:
     def totals(self) -> Mapping[str, Counts]:
         """Everything since the process began, by tenant."""
         totals: dict[str, Counts] = {}
-        with self._lock:
+        with self.lock:
             for tenant, counts in self._taken.items():
                 totals.setdefault(tenant, Counts()).add(counts)
             for key, counts in self._new.items():
                 totals.setdefault(key.tenant, Counts()).add(counts)
         return totals
 
-    def _today(self, tenant: str, model: str) -> Counts:
-        key = Key(int(self._clock() // DAY), tenant, model)
-        counts = self._new.get(key)
-        if counts is None:
-            counts = self._new[key] = Counts()
-        return counts
-
 
 class TenantUsage(RequestStats):
-    """Counts one tenant's requests for one model."""
+    """Counts one tenant's requests for one model; called for every token of every row."""
 
     def __init__(self, usage: Usage, model: str, tenant: str) -> None:
         self._usage = usage
-        self._model = model
-        self._tenant = tenant
+        self._key = Key(0, tenant, model)
 
     def admitted(self, queued: float, prompt_tokens: int, cached_tokens: int) -> None:
         """Counts a prompt, what the cache had of it, and how long it waited."""
-        self._add(
-            Counts(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, queue_seconds=queued)
-        )
+        with self._usage.lock:
+            counts = self._today()
+            counts.prompt_tokens += prompt_tokens
+            counts.cached_tokens += cached_tokens
+            counts.queue_seconds += queued
 
     def first_token(self, since_accepted: float, since_admitted: float) -> None:
         """Counts a token."""
-        self._usage.generated(self._tenant, self._model)
+        self.next_token(0.0)
 
     def next_token(self, gap: float) -> None:
         """Counts a token."""
-        self._usage.generated(self._tenant, self._model)
+        with self._usage.lock:
+            self._today().generated_tokens += 1
 
     def lent(self, lender: str, tokens: int) -> None:
         """Counts what the tenant borrowed."""
-        self._add(Counts(borrowed={lender: tokens}))
+        with self._usage.lock:
+            borrowed = self._today().borrowed
+            borrowed[lender] = borrowed.get(lender, 0) + tokens
 
     def engine_time(self, seconds: float) -> None:
         """Counts a part of a forward pass."""
-        self._add(Counts(engine_seconds=seconds))
+        with self._usage.lock:
+            self._today().engine_seconds += seconds
 
     def finished(self, reason: FinishReason, seconds: float) -> None:
         """Counts a request."""
-        self._add(Counts(requests=1))
+        with self._usage.lock:
+            self._today().requests += 1
 
-    def _add(self, change: Counts) -> None:
-        self._usage.add(self._tenant, self._model, change)
+    def _today(self) -> Counts:
+        day = int(self._usage.clock() // DAY)
+        if day != self._key.day:
+            self._key = self._key._replace(day=day)
+        return self._usage.counts(self._key)

@@ -37,6 +37,11 @@ def request(name: str, tenant: Tenant, length: int = 50, max_tokens: int = 4) ->
     return Request(name, tuple(range(length)), max_tokens, model="m", tenant=tenant)
 
 
+def add(usage: Usage, key: Key, change: Counts) -> None:
+    with usage.lock:
+        usage.counts(key).add(change)
+
+
 def run(scheduler: Scheduler) -> dict[str, Finished]:
     ends = {}
     while scheduler.has_work:
@@ -192,7 +197,7 @@ def test_sums_of_counts_do_not_depend_on_when_they_are_taken(seed: int) -> None:
     usage, whole, parts = Usage(clock), Counts(), Counts()
     for _ in range(500):
         change = Counts(*(rng.randrange(5) for _ in range(6)), {rng.choice("ab"): rng.randrange(9)})
-        usage.add("a", "m", change)
+        add(usage, Key(int(clock.now // DAY), "a", "m"), change)
         whole.add(change)
         clock.now += rng.randrange(DAY)
         if rng.random() < 0.1:

@@ -15,17 +15,21 @@ from scheduler.usage import Counts, Key, Usage
 from server import usage_store
 from server.usage_store import StoreError, UsageStore, date_of, day_of
 
-TODAY = 20_000 * 86_400.0
 DAY = date_of(20_000)
 KEY = Key(20_000, "a", "m")
 ONE = Counts(1, 10, 4, 3, 0.25, 0.5, {"b": 4, "a": 2})
 ALWAYS = (date.min, date.max)
 
 
+def add(usage: Usage, key: Key = KEY) -> None:
+    with usage.lock:
+        usage.counts(key).add(ONE)
+
+
 def counted(times: int = 1) -> Usage:
-    usage = Usage(lambda: TODAY)
+    usage = Usage()
     for _ in range(times):
-        usage.add("a", "m", ONE)
+        add(usage)
     return usage
 
 
@@ -57,12 +61,10 @@ def test_counts_are_kept_across_restarts(tmp_path: Path) -> None:
 
 
 def test_history_is_up_to_the_moment_and_of_the_days_asked_for(tmp_path: Path) -> None:
-    now = TODAY
-    usage = Usage(lambda: now)
+    usage = Usage()
     store = UsageStore(usage, tmp_path / "usage.db")
-    for _ in range(3):
-        usage.add("a", "m", ONE)
-        now += 86_400
+    for day in (20_000, 20_001, 20_002):
+        add(usage, KEY._replace(day=day))
     found = store.history(*ALWAYS)
     assert [key.day for key in sorted(found)] == [20_000, 20_001, 20_002]
     assert list(store.history(date_of(20_001), date_of(20_001))) == [Key(20_001, "a", "m")]
@@ -93,7 +95,7 @@ def test_a_commit_in_doubt_is_not_repeated(tmp_path: Path) -> None:
     usage = counted(2)
     store = Doubtful(usage, tmp_path / "usage.db")
     store.flush()
-    usage.add("a", "m", ONE)
+    add(usage)
     store.flush()
     assert store.history(*ALWAYS) == total(3)
 
@@ -109,7 +111,7 @@ def test_a_locked_file_is_tried_again(
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     for _ in range(3):
-        usage.add("a", "m", ONE)
+        add(usage)
         store.flush()
     assert [r.levelname for r in caplog.records] == ["ERROR"]
     assert str(file) in caplog.text and "locked" in caplog.text
@@ -129,7 +131,7 @@ def test_a_corrupt_file_is_left_alone_and_said(
     before, usage = file.read_bytes(), counted()
     store = UsageStore(usage, file)
     store.flush()
-    usage.add("a", "m", ONE)
+    add(usage)
     store.flush()
     assert file.read_bytes() == before
     assert "not a database" in caplog.text
@@ -167,12 +169,12 @@ def test_tables_of_another_version_are_not_touched(
 
 def test_two_servers_add_to_one_file(tmp_path: Path) -> None:
     file, rounds = tmp_path / "usage.db", 20
-    usages = [Usage(lambda: TODAY), Usage(lambda: TODAY)]
+    usages = [Usage(), Usage()]
 
     def serve(usage: Usage) -> None:
         store = UsageStore(usage, file)
         for _ in range(rounds):
-            usage.add("a", "m", ONE)
+            add(usage)
             store.flush()
         store.flush()
 
