@@ -44,7 +44,7 @@ class RateLimitHeaders:
     """Tells with every response to a metered request what its tenant has left by the minute."""
 
     def __init__(self, app: ASGIApp, meters: Meters) -> None:
-        self._app = app
+        self.app = app
         self._meters = meters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class RateLimitHeaders:
                         headers.update(_headers(name, level))
             await send(message)
 
-        await self._app(scope, receive, told)
+        await self.app(scope, receive, told)
 
 
 def _headers(name: str, level: Level) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -10,6 +12,8 @@ from starlette.types import Scope
 from scheduler import info
 from scheduler.tenant import DEFAULT, Limits, Tenant
 from server import cli, rate_limits
+
+from .process import Server
 
 HEADER = "x-test-tenant"
 TENANTS = (
@@ -23,6 +27,20 @@ TENANTS = (
     Tenant("concurrent", limits=Limits(concurrent=2)),
     Tenant("queued", limits=Limits(queued=1)),
 )
+OPERATOR: dict[str, str] = {}  # headers of who may scrape and administer
+
+
+def as_tenant(name: str) -> dict[str, str]:
+    """Headers of a tenant's request."""
+    return {HEADER: name}
+
+
+def serve(folder: Path, model: str, *arguments: str) -> Server:
+    """A server for these tenants, with a settings file in ``folder``."""
+    config = folder / "commons.toml"
+    config.write_text(f'model = "{model}"\n')
+    command = (sys.executable, "-m", "tests.server.limited")
+    return Server("--config", str(config), *arguments, command=command)
 
 
 def tenant_of(scope: Scope) -> Tenant:

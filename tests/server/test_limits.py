@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,26 +16,25 @@ from scheduler.limits import OverLimit
 from server.errors import ApiError, on_anthropic
 from server.rate_limits import duration, over_limit
 
-from .limited import HEADER, TENANTS
+from .limited import OPERATOR, TENANTS, as_tenant, serve
 from .process import PATIENCE, Server
 from .support import MODEL, events, idle, poll, scrape
 
 ROUTE = "/v1/completions"
 CHAT = "/v1/chat/completions"
-LIMITED = (sys.executable, "-m", "tests.server.limited")
 DURATION = re.compile(r"(\d+h)?(\d+m)?(\d+(\.\d+)?s|\d+ms)")
 
 
 @pytest.fixture(scope="module")
-def limited(tiny: str) -> Iterator[Server]:
-    arguments = ("--model", tiny, "--max-rows", "2", "--max-queue", "8")
-    with Server(*arguments, command=LIMITED) as server:
+def limited(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("limited")
+    with serve(folder, tiny, "--max-rows", "2", "--max-queue", "8") as server:
         yield server.ready()
 
 
 @pytest.fixture
 def http(limited: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=limited.url, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=limited.url, timeout=PATIENCE, headers=OPERATOR) as client:
         poll(client, idle)
         yield client
 
@@ -47,7 +45,7 @@ def body(max_tokens: int = 2, **more: Any) -> dict[str, Any]:
 
 
 def ask(http: httpx.Client, tenant: str, route: str = ROUTE, **more: Any) -> httpx.Response:
-    return http.post(route, json=body(**more), headers={HEADER: tenant})
+    return http.post(route, json=body(**more), headers=as_tenant(tenant))
 
 
 def limited_headers(response: httpx.Response) -> dict[str, str]:
@@ -116,7 +114,7 @@ def test_the_books_agree_with_the_usage_of_the_responses(http: httpx.Client) -> 
     usage = ask(http, "exact", max_tokens=40, n=2).json()["usage"]
     total += usage["total_tokens"] + usage["prompt_tokens"]  # each reply has its prompt
     request = body(max_tokens=100, stream=True, stream_options={"include_usage": True})
-    with http.stream("POST", ROUTE, json=request, headers={HEADER: "exact"}) as response:
+    with http.stream("POST", ROUTE, json=request, headers=as_tenant("exact")) as response:
         headers = limited_headers(response)
         assert int(headers["remaining-tokens"]) < 600 - total + 100
         *_, last, _ = events(response.iter_lines())
@@ -130,13 +128,17 @@ def test_the_books_agree_with_the_usage_of_the_responses(http: httpx.Client) -> 
 @pytest.mark.parametrize("stream", [False, True])
 def test_chats_tell_it_too(http: httpx.Client, stream: bool) -> None:
     request = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
-    answer = http.post(CHAT, json=request | {"stream": stream}, headers={HEADER: "both"})
+    answer = http.post(CHAT, json=request | {"stream": stream}, headers=as_tenant("both"))
     assert answer.status_code == 200
     assert limited_headers(answer)["limit-requests"] == "1000"
 
 
 def test_who_has_no_limits_is_told_of_none(http: httpx.Client) -> None:
-    for answer in (ask(http, "free"), ask(http, "concurrent"), http.get("/v1/models")):
+    for answer in (
+        ask(http, "free"),
+        ask(http, "concurrent"),
+        http.get("/v1/models", headers=as_tenant("both")),
+    ):
         assert answer.status_code == 200
         assert limited_headers(answer) == {}
 
@@ -154,14 +156,14 @@ def test_what_is_refused_costs_nothing(http: httpx.Client) -> None:
 async def test_concurrent_requests(limited: Server, http: httpx.Client) -> None:
     before = rejections(http, "concurrent")
     async with httpx.AsyncClient(base_url=limited.url, timeout=PATIENCE) as client:
-        headers = {HEADER: "concurrent"}
+        headers = as_tenant("concurrent")
         async with anyio.create_task_group() as group:
             for _ in range(2):
                 group.start_soon(hold, client, "concurrent")
             await numbers(client, running=2)
             for _ in range(3):
                 assert refused(await client.post(ROUTE, json=body(), headers=headers)) >= 1
-            other = await client.post(ROUTE, json=body(n=11), headers={HEADER: "free"})
+            other = await client.post(ROUTE, json=body(n=11), headers=as_tenant("free"))
             assert (other.status_code, other.json()["error"]["code"]) == (503, "queue_full")
             group.cancel_scope.cancel()
     poll(http, idle)
@@ -183,7 +185,7 @@ async def test_queued_requests(limited: Server, http: httpx.Client) -> None:
         await numbers(client, running=2)
         group.start_soon(hold, client, "queued")
         await numbers(client, running=2, waiting=1)
-        answer = await client.post(ROUTE, json=body(), headers={HEADER: "queued"})
+        answer = await client.post(ROUTE, json=body(), headers=as_tenant("queued"))
         assert refused(answer) >= 1
         group.start_soon(hold, client, "free")  # others may still wait
         await numbers(client, running=2, waiting=2)
@@ -195,7 +197,7 @@ async def test_queued_requests(limited: Server, http: httpx.Client) -> None:
 
 async def hold(client: httpx.AsyncClient, tenant: str) -> None:
     """Occupies a place until it is cancelled."""
-    await client.post(ROUTE, json=body(8000), headers={HEADER: tenant})
+    await client.post(ROUTE, json=body(8000), headers=as_tenant(tenant))
 
 
 async def numbers(client: httpx.AsyncClient, running: int, waiting: int = 0) -> None:

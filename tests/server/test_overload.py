@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import anyio
 import httpx
 import pytest
 
-from .limited import HEADER
+from .limited import OPERATOR, as_tenant, serve
 from .process import PATIENCE, Server
 from .support import MODEL, Metrics, idle, poll, scrape
 
@@ -20,7 +19,7 @@ PLACES = 3  # of the narrow server
 FLOOD = 20
 CROWD = 500
 ROWS, QUEUE = 4, 64  # of the server that the crowd meets
-TENANTS = ("free", "default", "concurrent", "queued")
+TENANTS = ("free", "both", "concurrent", "queued")
 GROWTH = 32 << 20  # bytes that a process may have more after a crowd than after one before it
 
 
@@ -47,7 +46,7 @@ async def flood(
     server: Server,
     request: dict[str, Any],
     count: int = FLOOD,
-    tenants: Sequence[str] = ("default",),
+    tenants: Sequence[str] = (),
     full: anyio.Event | None = None,
 ) -> list[httpx.Response]:
     """The answers to ``count`` requests at once, which the tenants send in turn.
@@ -58,15 +57,14 @@ async def flood(
     limits = httpx.Limits(max_connections=count)
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as client:
 
-        async def ask(tenant: str) -> None:
-            headers = {HEADER: tenant}
+        async def ask(headers: dict[str, str]) -> None:
             answers.append(await client.post(ROUTE, json=request, headers=headers))
             if full is not None and answers[-1].status_code == 503:
                 full.set()
 
         async with anyio.create_task_group() as group:
             for i in range(count):
-                group.start_soon(ask, tenants[i % len(tenants)])
+                group.start_soon(ask, as_tenant(tenants[i % len(tenants)]) if tenants else {})
     return answers
 
 
@@ -129,11 +127,10 @@ def test_refused_requests_give_their_places_back(http: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def crowded(tiny: str) -> Iterator[Server]:
+def crowded(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a queue of 64 and some tenants, of which two have limits."""
     size = ("--max-rows", str(ROWS), "--max-queue", str(QUEUE))
-    command = (sys.executable, "-m", "tests.server.limited")
-    with Server("--model", tiny, *size, command=command) as server:
+    with serve(tmp_path_factory.mktemp("crowded"), tiny, *size) as server:
         yield server.ready()
 
 
@@ -147,6 +144,10 @@ def resident(metrics: Metrics) -> float:
     return next(s.value for s in metrics.samples if s.name == "process_resident_memory_bytes")
 
 
+async def hold(client: httpx.AsyncClient) -> None:
+    await client.post(ROUTE, json=body(8000), headers=as_tenant("free"))
+
+
 async def crowd(server: Server) -> list[httpx.Response]:
     """The answers to a crowd that finds all rows taken until the queue is full."""
     full = anyio.Event()
@@ -155,7 +156,7 @@ async def crowd(server: Server) -> list[httpx.Response]:
         anyio.create_task_group() as holders,
     ):
         for _ in range(ROWS):
-            holders.start_soon(lambda: client.post(ROUTE, json=body(8000)))
+            holders.start_soon(hold, client)
         with anyio.fail_after(PATIENCE):
             while (await client.get("/health")).json()["running"] < ROWS:
                 pass
@@ -187,7 +188,8 @@ def check_crowd(answers: list[httpx.Response]) -> None:
 
 @pytest.mark.anyio
 async def test_a_crowd_is_answered_and_leaves_nothing_behind(crowded: Server) -> None:
-    async with httpx.AsyncClient(base_url=crowded.url, timeout=PATIENCE) as http:
+    options: dict[str, Any] = {"timeout": PATIENCE, "headers": OPERATOR}
+    async with httpx.AsyncClient(base_url=crowded.url, **options) as http:
         before = memory(await settled(http))
         sizes = []
         for _ in range(2):
@@ -198,7 +200,7 @@ async def test_a_crowd_is_answered_and_leaves_nothing_behind(crowded: Server) ->
         assert sizes[1] - sizes[0] < GROWTH
         # Every place is free again, the tenants' own too.
         for tenant, most in (("free", ROWS + QUEUE), ("concurrent", 2), ("queued", ROWS + 1)):
-            answer = await http.post(ROUTE, json=body(1, n=most), headers={HEADER: tenant})
+            answer = await http.post(ROUTE, json=body(1, n=most), headers=as_tenant(tenant))
             assert answer.status_code == 200
 
 

@@ -19,10 +19,9 @@ from server.config import usage_file
 from server.usage_admin import COLUMNS, lending_rows, usage_rows
 from server.usage_store import day_of
 
-from .limited import HEADER, TENANTS
+from .limited import OPERATOR, TENANTS, as_tenant, serve
 from .process import PATIENCE, Server
 from .support import MODEL, idle, poll
-from .test_limits import LIMITED
 
 ROUTE = "/v1/completions"
 TOKENS = ("prompt_tokens", "cached_tokens", "generated_tokens")
@@ -35,7 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def limited(tiny: str, file: Path) -> Iterator[Server]:
-    with Server("--model", tiny, "--usage-db", str(file), command=LIMITED) as server:
+    with serve(file.parent, tiny, "--usage-db", str(file)) as server:
         yield server.ready()
 
 
@@ -46,13 +45,13 @@ def http(limited: Server) -> Iterator[httpx.Client]:
 
 
 def client(server: Server) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=PATIENCE)
+    return httpx.Client(base_url=server.url, timeout=PATIENCE, headers=OPERATOR)
 
 
 def ask(http: httpx.Client, tenant: str, **more: Any) -> dict[str, int]:
     """The usage that a response tells, under the names of the books."""
     body = {"model": MODEL, "prompt": [7] * 100, "max_tokens": 5, "ignore_eos": True} | more
-    answer = http.post(ROUTE, json=body, headers={HEADER: tenant}).raise_for_status().json()
+    answer = http.post(ROUTE, json=body, headers=as_tenant(tenant)).raise_for_status().json()
     usage = answer["usage"]
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     return dict(
@@ -140,11 +139,9 @@ def test_wrong_questions(http: httpx.Client, query: str, param: str) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_keeps_what_was_counted(tiny: str, tmp_path: Path, end: signal.Signals) -> None:
-    config = tmp_path / "commons.toml"
-    config.write_text(f'model = "{tiny}"\n')
     rounds, found = 2, {}
     for i in range(rounds):
-        with Server("--config", str(config), command=LIMITED) as server:
+        with serve(tmp_path, tiny) as server:
             server.ready()
             with client(server) as http:
                 ask(http, "free")
