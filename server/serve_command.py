@@ -34,7 +34,7 @@ class ServeCommand(TyperCommand):
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
         arguments = tuple(args)
-        with _told(parent is not None), _located():
+        with _told(parent is not None):
             context = super().make_context(info_name, args, parent, **extra)
         context.meta[ARGUMENTS] = arguments
         return context
@@ -42,19 +42,6 @@ class ServeCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         with _told(ctx.parent is not None):
             return super().invoke(ctx)
-
-
-@contextmanager
-def _located() -> Iterator[None]:
-    """Says which line of the file has the value that its option cannot have."""
-    try:
-        yield
-    except typer.BadParameter as error:
-        context, option = error.ctx, error.param
-        if context is None or option is None or not _from_file(context, str(option.name)):
-            raise
-        where = context.meta[FILE].where_is(option.name)
-        raise ConfigError(f"{where}: {option.opts[0]}: {error.message}") from error
 
 
 @contextmanager
@@ -105,20 +92,24 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     file = read_file(path, [*(str(p.name) for p in options), *TABLES])
     for option in options:
         if option.name in file.values:
-            _check(file, option)
+            _check(context, file, option)
     context.meta[FILE] = file
     context.default_map = {k: v for k, v in file.values.items() if k not in TABLES}
     return path
 
 
-def _check(file: SettingsFile, option: Any) -> None:
-    """Whether the file's value has the form of an option's; its type is checked later."""
+def _check(context: typer.Context, file: SettingsFile, option: Any) -> None:
+    """Whether an option can have the file's value, also where another one goes before it."""
     value = file.values[option.name]
     where = f"{file.where_is(option.name)}: {option.opts[0]}"
     if isinstance(value, dict):
         raise ConfigError(f"{where}: this is no table")
     if option.multiple != isinstance(value, list):
         raise ConfigError(f"{where}: this is {'a' if option.multiple else 'no'} list")
+    try:
+        option.process_value(context, value)
+    except typer.BadParameter as error:
+        raise ConfigError(f"{where}: {error.message}") from error
 
 
 @contextmanager
