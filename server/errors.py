@@ -143,7 +143,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _on_exception(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return error_response(internal_error())
+    return error_answer(request.scope, internal_error())
 
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]

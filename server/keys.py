@@ -147,6 +147,7 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
     # Made with MODE, in the same folder.
     descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
+        _keep_owner(descriptor, path)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(HEADER + "".join(lines))
             file.flush()
@@ -155,3 +156,10 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
     except BaseException:
         Path(made).unlink()
         raise
+
+
+def _keep_owner(descriptor: int, path: Path) -> None:
+    """Leaves a file that an administrator changes to the user whose server reads it."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        old = path.stat()
+        os.fchown(descriptor, old.st_uid, old.st_gid)

@@ -46,6 +46,8 @@ def run(config: ServerConfig) -> int:
     except ConfigError as error:
         startup.failed(str(error))
         return 1
+    if config.allow_unauthenticated and not config.grants.closed:
+        startup.note(f"no keys: anybody who can reach {config.host} is served")
     try:
         listener = _bind(config.host, config.port)
     except OSError as error:
