@@ -32,6 +32,7 @@ from scheduler.streams import (
     UnknownAdapter,
 )
 
+from .caller import Caller
 from .errors import ApiError, bad_request
 from .output import NOTHING, Delta, Output
 
@@ -207,6 +208,7 @@ def submit(
     plans: Sequence[Plan],
     copies: int,
     name: str,
+    caller: Caller,
 ) -> Generation:
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
     choices: list[Choice] = []
@@ -216,7 +218,7 @@ def submit(
         for plan in plans:
             for copy in range(copies):
                 index = len(choices)
-                stream = places.submit(_request(served, plan, f"{name}-{index}", copy))
+                stream = places.submit(_request(served, plan, f"{name}-{index}", copy, caller))
                 choices.append(Choice(index, stream, plan.output(), service))
     except Unfit as error:
         generation.abort()
@@ -232,7 +234,7 @@ def submit(
     return generation
 
 
-def _request(served: Served, plan: Plan, name: str, copy: int) -> Request:
+def _request(served: Served, plan: Plan, name: str, copy: int, caller: Caller) -> Request:
     sampling = plan.sampling
     if sampling.seed is not None and copy:
         sampling = replace(sampling, seed=sampling.seed + copy)
@@ -245,6 +247,10 @@ def _request(served: Served, plan: Plan, name: str, copy: int) -> Request:
         boundaries=plan.prompt.boundaries,
         variant=plan.variant,
         model=served.name,
+        tenant=caller.tenant,
+        agent=caller.agent,
+        domain=caller.domain,
+        priority=caller.priority,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -15,9 +16,14 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from scheduler.metrics import Metrics
 from scheduler.service import LoadFailed, Service
 
+from .access import Access
 from .app import create_app
-from .config import ServerConfig
+from .config import ServerConfig, check_grants
+from .reload import Reloader, warn_of_keys
+from .settings_file import ConfigError
 from .startup import Startup
+
+logger = logging.getLogger("commons.server")
 
 BACKLOG = 2048
 KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
@@ -35,6 +41,13 @@ class _Server(uvicorn.Server):
 def run(config: ServerConfig) -> int:
     """Serves until a signal or a failure; the exit code."""
     startup = Startup()
+    try:
+        check_grants(config)
+    except ConfigError as error:
+        startup.failed(str(error))
+        return 1
+    if config.allow_unauthenticated and not config.grants.closed:
+        startup.note(f"no keys: anybody who can reach {config.host} is served")
     try:
         listener = _bind(config.host, config.port)
     except OSError as error:
@@ -56,11 +69,18 @@ class _Process:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         self._service = Service(config.service, Metrics(registry), startup.progress)
+        self._access = Access(config.grants)
+        self._reloader: Reloader | None = None
+        if config.reread is not None and config.config is not None:
+            self._reloader = Reloader(config, self._access, config.reread)
+        self._reloads: set[asyncio.Task[None]] = set()
         app = create_app(
             self._service,
             registry,
+            self._access,
             default_max_tokens=config.default_max_tokens,
             adapter_dir=config.adapter_dir,
+            reloader=self._reloader,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -83,6 +103,8 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        warn_of_keys(self._access)
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         try:
             code = await self._until_end()
@@ -91,6 +113,14 @@ class _Process:
             await serving
             await self._service.stop()
         return code
+
+    def _reload(self) -> None:
+        if self._reloader is None:
+            logger.warning("nothing to reload: the server was started without --config")
+            return
+        task = asyncio.create_task(self._reloader.on_signal())
+        self._reloads.add(task)  # the loop itself keeps no hold on it
+        task.add_done_callback(self._reloads.discard)
 
     async def _until_end(self) -> int:
         """Loads, then waits for a signal or the engine's death."""
