@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 NOBODY = "default"
+PUBLIC = "public"  # whose are the prompts that are lent to everybody
 
 
 class Borrower(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from engine.draft_model import Drafts, offered
 from engine.engine import ADAPTER_SLOTS
@@ -39,12 +39,27 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PublicPrompt:
+    """A prompt whose prefix is lent to everybody: a ``text``, or ``messages`` of a chat.
+
+    ``messages`` and ``tools`` are as the chat template gets them.
+    """
+
+    model: str
+    adapter: str | None = None
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """What is served and within which limits.
 
     The main model is described by fields of its own, as in ``ModelConfig``, and is always loaded;
     ``models`` are the others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes,
-    None: as recommended. ``adapters`` are names and directories.
+    None: as recommended. ``adapters`` are names and directories. ``tenants`` are all for whom
+    requests may come at first; they may change while the server runs.
     """
 
     model: str
@@ -65,6 +80,7 @@ class ServiceConfig:
     memory: int | None = None
     models: tuple[ModelConfig, ...] = ()
     tenants: tuple[Tenant, ...] = (DEFAULT,)
+    public: tuple[PublicPrompt, ...] = ()
 
     @property
     def all_models(self) -> tuple[ModelConfig, ...]:

@@ -24,8 +24,8 @@ from .live import Live
 from .members import Change, Member
 from .metrics import Gauges
 from .neighbours import Neighbours
+from .order import MOST_PASSED_OVER
 from .request import Request
-from .scheduler import MOST_PASSED_OVER
 from .turns import Turns
 
 log = logging.getLogger("commons.engine")

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from cache.loan import ANYBODY, Borrower
-from cache.prefix_cache import Hit
 from engine.adapter_files import AdapterError
-from engine.decoding import Choice, Outcome
+from engine.decoding import Choice
 from engine.engine import MOST_CHUNK
 from engine.rows import Row
-from engine.sampling import RowSampling
-from engine.variant import BASE, Variant
 
+from . import claims
+from .costs import Costs
+from .engine_like import EngineLike
 from .entry import Entry
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
+from .ledger import Ledger
 from .neighbours import ALONE
+from .order import leader, next_prefill
 from .pace import PrefillPace
+from .queue import FairQueue
 from .request import Request
 from .stats import NO_STATS, SchedulerStats
 
@@ -31,45 +31,15 @@ log = logging.getLogger("commons.scheduler")
 
 LEAST_CHUNK = 32  # tokens; below this the fixed costs of a pass dominate
 IDLE_FACTOR = 4  # with nothing decoding, a chunk may take so many stall targets
-WORTH_WAITING = 64  # tokens of common prefix for which a follower waits
-MOST_PASSED_OVER = 16  # times that something gives way to what came later
 UNFIT = "The prompt does not fit into the KV memory."
-
-
-class EngineLike(Protocol):
-    """What the scheduler needs of the engine."""
-
-    vocab_size: int
-    batchable: bool
-
-    @property
-    def busy(self) -> bool: ...
-    def fits(self, tokens: int) -> bool: ...
-    def lookup(
-        self, tokens: array[int], variant: Variant = BASE, borrower: Borrower = ANYBODY
-    ) -> Hit: ...
-    def admit(
-        self,
-        request_id: str,
-        tokens: array[int],
-        sampling: RowSampling,
-        boundaries: Sequence[int] = (),
-        variant: Variant = BASE,
-        borrower: Borrower = ANYBODY,
-    ) -> Row | None: ...
-    def mark(self, row: Row, position: int) -> None: ...
-    def prefill(self, row: Row, most: int) -> int: ...
-    def make_room(self, row: Row) -> bool: ...
-    def submit(self, rows: Sequence[Row], left: Sequence[int] | None = None) -> None: ...
-    def collect(self) -> list[Outcome]: ...
-    def release(self, row: Row) -> None: ...
 
 
 class Scheduler:
     """Continuous batching over one engine.
 
     ``max_rows`` bounds the rows in the engine. A prefill chunk next to running decodes is
-    sized so that a decode step and the chunks before it take ``stall_target`` seconds.
+    sized so that a decode step and the chunks before it take ``stall_target`` seconds. Tenants
+    are served by ``ledger``, which schedulers of one thread share.
     """
 
     def __init__(
@@ -80,16 +50,19 @@ class Scheduler:
         stall_target: float = 0.1,
         stats: SchedulerStats = NO_STATS,
         clock: Callable[[], float] = time.perf_counter,
+        ledger: Ledger | None = None,
     ) -> None:
         self.engine = engine
         self.max_rows = max_rows if engine.batchable else 1
         self.stall_target = stall_target
         self.stats = stats
         self.clock = clock
-        self.waiting: list[Entry] = []
+        self.waiting = FairQueue()
         self.prefilling: list[Entry] = []
         self.decoding: list[Entry] = []
         self.pace = PrefillPace()
+        self.costs = Costs()
+        self.ledger = ledger or Ledger()
         self.preemptions = 0
         self.releases = 0  # times that a row gave its memory back
         self.neighbours = ALONE
@@ -105,9 +78,10 @@ class Scheduler:
         """Accepts a request; it will end in exactly one ``Finished``."""
         assert request.id not in self._entries
         stats = self.stats.of(request.variant, request.tenant.name)
-        entry = Entry(request, self.engine.vocab_size, self.clock(), stats)
+        account = self.ledger.join(request.tenant)
+        entry = Entry(request, self.engine.vocab_size, self.clock(), stats, account)
         self._entries[request.id] = entry
-        self.waiting.append(entry)
+        self.waiting.add(entry)
         self._blocked = False
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
@@ -162,16 +136,19 @@ class Scheduler:
 
     @property
     def _prompts_waiting(self) -> bool:
-        room = self.running < self.max_rows and not self.neighbours.first
-        return bool(self.prefilling or (self.waiting and room and not self._blocked))
+        barred = self._blocked or self.neighbours.first
+        return bool(self.prefilling or (self.waiting and not barred))
 
     def _collect(self, events: list[Event]) -> None:
         outcomes = self.engine.collect()
         now = self.clock()
         self._decode_seconds = now - self._submitted
         self.stats.step("decode", self._decode_seconds, len(outcomes))
+        part = self._decode_seconds / len(outcomes)
+        self.costs.decoded(part)
         for row, choices, proposed in outcomes:
             entry = self._entries[row.id]
+            entry.charge(part)
             if proposed:
                 entry.stats.drafted(proposed, len(choices) - 1)
             for choice in choices:
@@ -198,17 +175,42 @@ class Scheduler:
         return False
 
     def _admit(self, events: list[Event]) -> None:
-        """Starts waiting requests, those with the longest cached prefix first."""
+        """Starts waiting requests in their order, as far as there are rows and memory."""
         if not self.waiting or self._blocked or self.neighbours.first:
             return
+        if self.running >= self.max_rows and not self._contended:
+            self._blocked = True
+            return
         hits = {e: self._lookup(e) for e in self.waiting}
-        ranked = sorted(self.waiting, key=lambda e: (e.passed_over < MOST_PASSED_OVER, -hits[e]))
-        for entry in ranked:
-            if self.running >= self.max_rows:
-                break
-            if self._should_wait(entry, hits[entry]):
+        for entry in self.waiting.ranked(hits):
+            if self._follows(entry, hits[entry]):
                 continue
-            request = entry.request
+            if self.running >= self.max_rows:
+                found = claims.for_row(entry, self._rows, self.ledger, self.max_rows)
+                if not self._displace(found):
+                    self._blocked = True
+                    break
+            if not self._start(entry, events):
+                break
+
+    @property
+    def _rows(self) -> list[Entry]:
+        return self.prefilling + self.decoding
+
+    @property
+    def _contended(self) -> bool:
+        """Whether one running request may have to make way for another's."""
+        batch = any(e.request.priority == "batch" for e in self._entries.values())
+        return batch or len(self.ledger.active) > 1
+
+    def _lookup(self, entry: Entry) -> int:
+        request = entry.request
+        return self.engine.lookup(entry.tokens, request.variant, request.borrower).length
+
+    def _start(self, entry: Entry, events: list[Event]) -> bool:
+        """Gives an entry a row, or ends it; False where there is no memory now."""
+        request = entry.request
+        while True:
             try:
                 row = self.engine.admit(
                     request.id,
@@ -222,17 +224,20 @@ class Scheduler:
                 log.error("adapter %s: %s", request.variant.adapter, error)
                 self.waiting.remove(entry)
                 self._end(entry, "error", events, "The adapter cannot be loaded.")
-                continue
-            if row is None:
+                return True
+            if row is not None:
+                self._started(entry, row)
+                return True
+            if not self._displace(claims.for_memory(entry, self._rows, self.ledger)):
                 self._refused(entry, events)
-                break
-            self._started(entry, row)
-            for other in self.waiting:
-                other.passed_over += other.accepted < entry.accepted
+                return False
 
-    def _lookup(self, entry: Entry) -> int:
-        request = entry.request
-        return self.engine.lookup(entry.tokens, request.variant, request.borrower).length
+    def _displace(self, found: Entry | None) -> bool:
+        """Whether a running request has made way for a waiting one."""
+        if found is not None:
+            found.displaced += 1
+            self._put_back(found)
+        return found is not None
 
     def _refused(self, entry: Entry, events: list[Event]) -> None:
         """No memory now: wait for rows to end; alone, there is nothing to wait for."""
@@ -243,29 +248,29 @@ class Scheduler:
 
     def _started(self, entry: Entry, row: Row) -> None:
         now = self.clock()
-        self.waiting.remove(entry)
+        self.waiting.admit(entry)
         entry.row = row
         entry.passed_over = 0
         if not entry.admitted:
             entry.admitted, entry.hit = now, row.length
             entry.stats.admitted(now - entry.accepted, len(entry.tokens), row.length)
             self.stats.started(entry.request.id)
+            for lender, tokens in row.loan.lenders.items():
+                entry.stats.lent(lender, tokens)
+        for share in row.loan.shares:
+            self.ledger.spread(share, entry.account, self.costs.prompt_token)
+        left = min(entry.request.max_tokens - entry.generated, entry.account.reply)
+        entry.promise(self.costs.of(row.remaining, left))
         (self.prefilling if row.remaining else self.decoding).append(entry)
 
-    def _should_wait(self, entry: Entry, cached: int) -> bool:
+    def _follows(self, entry: Entry, cached: int) -> bool:
         """Whether a row that is being prefilled will soon have more of this prompt."""
-        most = len(entry.tokens) - 1
-        if most - cached < WORTH_WAITING:
-            return False
-        for leader in self.prefilling:
-            if leader.request.namespace != entry.request.namespace:
-                continue  # the same tokens may have other KV there, or must not be known
-            assert leader.row is not None
-            common = min(common_prefix(leader.tokens, entry.tokens), most, len(leader.tokens) - 1)
-            if common - cached >= WORTH_WAITING and leader.row.length < common:
-                self.engine.mark(leader.row, common)
-                return True
-        return False
+        found = leader(entry, cached, self.prefilling)
+        if found is not None:
+            first, common = found
+            assert first.row is not None
+            self.engine.mark(first.row, common)
+        return found is not None
 
     def _prefill(self) -> None:
         """Runs chunks until the time that running decodes may be kept waiting is used up."""
@@ -277,7 +282,7 @@ class Scheduler:
             budget = IDLE_FACTOR * self.stall_target
         deadline = self.clock() + budget
         while self.prefilling and not self._aborted:
-            entry = self._next_prefill()
+            entry = next_prefill(self.prefilling)
             row = entry.row
             assert row is not None
             left = deadline - self.clock()
@@ -289,22 +294,14 @@ class Scheduler:
             if self.waiting or self.clock() >= deadline:
                 break
 
-    def _next_prefill(self) -> Entry:
-        """The shortest prompt first, but none is passed over for ever."""
-        oldest = self.prefilling[0]
-        if oldest.passed_over >= MOST_PASSED_OVER:
-            return oldest
-        shortest = min(self.prefilling, key=lambda e: e.row.remaining)  # type: ignore[union-attr]
-        if shortest is not oldest:
-            oldest.passed_over += 1
-        return shortest
-
     def _chunk(self, entry: Entry, row: Row, size: int) -> None:
         start, context = self.clock(), row.length
         count = self.engine.prefill(row, size)
         seconds = self.clock() - start
         self.pace.record(count, context, seconds)
         self.stats.step("prefill", seconds, 1)
+        self.costs.prefilled(count, seconds)
+        entry.charge(seconds)
         in_prompt = max(0, min(row.length, len(entry.request.prompt)) - context)
         entry.computed += in_prompt
         entry.stats.computed(in_prompt)
@@ -341,23 +338,26 @@ class Scheduler:
         return True
 
     def _preempt(self, events: list[Event]) -> None:
-        """Puts the youngest row back into the queue.
+        """Puts a row back into the queue, a batch one or the youngest.
 
         The only row left starts anew, where that makes the room in which growing would have
         meant to hold its KV twice; where even that is too much, it ends with ``length``.
         """
-        victims = self.prefilling + self.decoding
-        youngest = max(victims, key=lambda e: (e.admitted, e.accepted))
+        youngest = claims.in_need(self._rows, self.ledger)
         assert youngest.row is not None
-        alone = len(victims) == 1
+        alone = self.running == 1
         if alone and not self.engine.fits(len(youngest.row.tokens) + 1):
             self._finish(youngest, "length", events)
             return
-        self._withdraw(youngest)
-        self.waiting.insert(0, youngest)
+        self._put_back(youngest)
         self._blocked = not alone
+
+    def _put_back(self, entry: Entry) -> None:
+        """Takes a row's place; the request waits again."""
+        self._withdraw(entry)
+        self.waiting.add(entry)
         self.preemptions += 1
-        youngest.stats.preempted()
+        entry.stats.preempted()
 
     # ends
 
@@ -385,6 +385,7 @@ class Scheduler:
         entry.tokens = entry.row.tokens
         self.engine.release(entry.row)
         entry.row = None
+        entry.forgo()
         self.releases += 1
         self._blocked = False
 
@@ -393,21 +394,9 @@ class Scheduler:
     ) -> None:
         """The terminal event; ``message`` is for an error only."""
         del self._entries[entry.request.id]
+        entry.account.replied(entry.generated)
+        self.ledger.leave(entry.account)
         prompt = len(entry.request.prompt)
         told, made = message if reason == "error" else None, entry.generated
         events.append(Finished(entry.request.id, reason, prompt, entry.cached, made, told))
         entry.stats.finished(reason, self.clock() - entry.accepted)
-
-
-def common_prefix(a: array[int], b: array[int]) -> int:
-    """Length of the common prefix, by bisection over slices compared in C."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from engine.variant import Variant
@@ -49,6 +49,10 @@ class Served:
             self.metrics.of(Variant(adapter, draft))
 
 
+May = Callable[[Served, str | None], bool]
+"""Whether a model (None), or an adapter of it, may be used."""
+
+
 class Target(NamedTuple):
     """What a request is for: a model, with one of its adapters or None."""
 
@@ -77,23 +81,24 @@ class Catalogue:
         """The model that is always loaded."""
         return next(iter(self))
 
-    def resolve(self, model: str, adapter: str | None = None) -> Target:
+    def resolve(
+        self, model: str, adapter: str | None = None, may: May = lambda served, adapter: True
+    ) -> Target:
         """What a request's ``model`` and ``adapter`` mean.
 
         An adapter is also a model: ``BASE:ADAPTER``, or ``ADAPTER`` of the first model that has
-        one of that name. Raises UnknownModel, UnknownAdapter.
+        one of that name. What whoever asks may not use is passed over as if it were not there.
+        Raises UnknownModel, UnknownAdapter.
         """
-        if model in self._models:
-            return Target(self._models[model], self._known(self._models[model], adapter))
+        base = self._models.get(model)
+        if base is not None and may(base, None):
+            if adapter is None or (adapter in base.adapters and may(base, adapter)):
+                return Target(base, adapter)
+            raise UnknownAdapter(adapter)
         for served in self:
             named = model.removeprefix(f"{served.name}:")
-            if named in served.adapters:
+            if named in served.adapters and may(served, named):
                 if adapter not in (None, named):
                     raise UnknownAdapter(adapter)
                 return Target(served, named)
         raise UnknownModel(model)
-
-    def _known(self, served: Served, adapter: str | None) -> str | None:
-        if adapter is not None and adapter not in served.adapters:
-            raise UnknownAdapter(adapter)
-        return adapter

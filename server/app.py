@@ -14,28 +14,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.service import Service
 
+from .access import Access
 from .admin import AdapterAdmin
+from .auth import Authentication
 from .chat import ChatCompletions
 from .completions import Completions
-from .errors import exception_handlers
+from .errors import REQUEST_ID, exception_handlers, is_anthropic
 from .generation import TextThreads
 from .model_admin import ModelAdmin
 from .models import Models
 from .ops import Ops
 from .rate_limits import RateLimitHeaders
+from .reload import ReloadAdmin, Reloader
 from .usage_admin import UsageAdmin
 from .usage_store import UsageStore
 
-REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 def create_app(
     service: Service,
     registry: CollectorRegistry,
+    access: Access,
     *,
     default_max_tokens: int,
     adapter_dir: Path | None = None,
     usage: UsageStore | None = None,
+    reloader: Reloader | None = None,
 ) -> ASGIApp:
     """The application in front of ``service``; its routes answer also while it loads.
 
@@ -47,6 +52,7 @@ def create_app(
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
     used = UsageAdmin(usage or UsageStore(service.tenants.usage, None))
+    reloads = ReloadAdmin(reloader)
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
@@ -60,6 +66,7 @@ def create_app(
         Route("/admin/models", loads.load, methods=["POST"]),
         Route("/admin/models/{name:path}", loads.unload, methods=["DELETE"]),
         Route("/admin/usage", used.get),
+        Route("/admin/reload", reloads.reload, methods=["POST"]),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),
@@ -68,26 +75,34 @@ def create_app(
     app = Starlette(routes=routes, exception_handlers=dict(exception_handlers))
     app.router.redirect_slashes = False
     # Outside of everything, so that the answer to a fault has its name, too.
-    return RequestIds(RateLimitHeaders(app, service.tenants.meters))
+    metered = RateLimitHeaders(app, service.tenants.meters)
+    return RequestIds(Authentication(metered, access))
 
 
 class RequestIds:
-    """Gives every response an ``x-request-id``: the client's own where it sent a sound one."""
+    """Gives every response an ``x-request-id``: the client's own where it sent a sound one.
+
+    The same under the name by which Anthropic's clients know it, on their routes.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
-        sound = REQUEST_ID.fullmatch(given)
+        sound = SOUND_ID.fullmatch(given)
         name = given.decode("ascii") if sound else f"req_{uuid.uuid4().hex}"
+        scope[REQUEST_ID] = name
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = name
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = name
+                if is_anthropic(scope):
+                    headers["request-id"] = name
             await send(message)
 
-        await self._app(scope, receive, named)
+        await self.app(scope, receive, named)

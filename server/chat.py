@@ -17,9 +17,10 @@ from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
+from .caller import caller_of
 from .dialect import Dialect, Frame
 from .errors import bad_request
-from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, reply_length
+from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
 from .output import Delta, Output, ToolCall
@@ -111,17 +112,20 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
-        service, target = self.service, self.serves(body.model, body.adapter, body.draft_model)
+        caller, service = caller_of(request.scope, body), self.service
+        target = self.serves(caller.tenant, body.model, body.adapter, body.draft_model)
         served, copies = target.served, body.choices
         places = reserve(service, request, served, copies, copies)
         with places, service.use(served) as use:
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
-            plan = _Plan(model, body, variant, self.default_max_tokens)
+            room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
+            plan = _Plan(model, body, variant, room)
             prompt = await self.threads.run(plan.prompt)
             name = f"chatcmpl-{uuid.uuid4().hex}"
-            generation = submit(service, served, places, [plan.plan(prompt)], copies, name)
-        frame = Frame(name, "chat.completion", body.model, int(time.time()))
+            generation = submit(service, served, places, [plan.plan(prompt)], copies, name, caller)
+        tier = None if body.service_tier is None else caller.tier
+        frame = Frame(name, "chat.completion", body.model, int(time.time()), tier)
         if body.stream:
             writer = _Chunks(model.tokenizer, frame, body.logprobs is True)
             return self.stream(generation, [prompt], writer, usage=body.wants_usage)
@@ -132,15 +136,13 @@ class ChatCompletions(Dialect):
 class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(
-        self, model: LoadedModel, body: ChatRequest, variant: Variant, default_max_tokens: int
-    ) -> None:
-        info = self._info = model.info
+    def __init__(self, model: LoadedModel, body: ChatRequest, variant: Variant, room: Room) -> None:
+        info = model.info
         self._tokenizer = model.tokenizer
         self._body = body
         self._variant = variant
-        self._default = default_max_tokens
-        self._messages = [_message_dict(i, m) for i, m in enumerate(_listed(body.messages))]
+        self._room = room
+        self._messages = message_dicts(body.messages)
         self._tools = _tools(body)
         self._options = _template_options(body)
         self._stops = body.stops()
@@ -161,8 +163,7 @@ class _Plan:
         body, wanted, param = self._body, self._body.max_tokens, "max_tokens"
         if body.max_completion_tokens is not None:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
-        context = self._info.max_model_len
-        most = reply_length(len(prompt.tokens), wanted, self._default, context, param, "messages")
+        most = self._room.reply(len(prompt.tokens), wanted, param, "messages")
         output = partial(self._output, prompt)
         return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
 
@@ -180,16 +181,16 @@ class _Plan:
 # what comes in
 
 
-def _listed(messages: list[ChatMessage]) -> list[ChatMessage]:
+def message_dicts(messages: list[ChatMessage]) -> list[Message]:
+    """Messages as templates know them. Raises ApiError."""
     if not messages:
         raise bad_request("messages is empty.", "messages")
     if len(messages) > MOST_MESSAGES:
         raise bad_request(f"At most {MOST_MESSAGES} messages are possible.", "messages")
-    return messages
+    return [_message_dict(i, m) for i, m in enumerate(messages)]
 
 
 def _message_dict(index: int, message: ChatMessage) -> Message:
-    """A message as templates know it."""
     where = f"messages[{index}]"
     if message.role not in ROLES:
         raise bad_request(
@@ -238,20 +239,23 @@ def _call_dict(call: Call) -> dict[str, Any]:
 
 def _tools(body: ChatRequest) -> list[dict[str, Any]] | None:
     """The tools offered to the model; None for none."""
-    tools = body.tools or []
-    if len(tools) > MOST_TOOLS:
-        raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tools")
-    for i, tool in enumerate(tools):
-        if tool.type != "function":
-            raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
+    tools = tool_dicts(body.tools or [])
     if body.tool_choice not in (None, "auto", "none"):
         raise bad_request(
             "tool_choice is 'auto' or 'none'; forcing a call is not supported by this server.",
             "tool_choice",
             "unsupported",
         )
-    if body.tool_choice == "none" or not tools:
-        return None
+    return None if body.tool_choice == "none" or not tools else tools
+
+
+def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:
+    """Tools as templates know them. Raises ApiError."""
+    if len(tools) > MOST_TOOLS:
+        raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tools")
+    for i, tool in enumerate(tools):
+        if tool.type != "function":
+            raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
     offered: list[dict[str, Any]] = msgspec.to_builtins(tools)
     return [{"type": "function", "function": tool["function"]} for tool in offered]
 

@@ -1,4 +1,4 @@
-"""The command line: ``commons serve`` and ``commons bench``."""
+"""The command line: ``commons serve``, ``commons bench`` and ``commons keys``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from server.bench import bench
+from server.keys_command import keys
+from server.serve_command import (
+    ServeCommand,
+    blaming,
+    consume,
+    read_config,
+    rereading,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from server.config import ServerConfig
 
 app = typer.Typer(
     help="One model endpoint that a team and all its agents share.",
@@ -24,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(bench)
+app.add_typer(keys, name="keys")
 
 
 class Dtype(StrEnum):
@@ -43,22 +54,7 @@ class LogLevel(StrEnum):
     error = "error"
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes the file's settings the defaults of what neither line nor environment gives."""
-    from server.config import ConfigError, read_file
-
-    if path is not None:
-        known = [p.name for p in context.command.params if p.name and p.name != "config"]
-        try:
-            settings = read_file(path, [*known, "models"])
-        except ConfigError as error:
-            raise typer.BadParameter(str(error)) from error
-        context.meta["models"] = settings.pop("models", {})
-        context.default_map = settings
-    return path
-
-
-@app.command()
+@app.command(cls=ServeCommand)
 def serve(
     context: typer.Context,
     model: Annotated[
@@ -124,11 +120,27 @@ def serve(
         typer.Option(
             metavar="FILE",
             envvar="COMMONS_CONFIG",
-            help="TOML file with any of these options.",
-            callback=_read_config,
+            help="TOML file with any of these options, with models and tenants.",
+            callback=read_config,
             is_eager=True,
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="COMMONS_API_KEY",
+            help="One key for everything; without it and without tenants anybody is served.",
+        ),
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unauthenticated",
+            envvar="COMMONS_ALLOW_UNAUTHENTICATED",
+            help="Let other machines in although there are no keys.",
+        ),
+    ] = False,
     kv_memory: Annotated[
         str | None,
         typer.Option(
@@ -222,7 +234,6 @@ def serve(
     from engine import embedded
     from scheduler.info import ServiceConfig
     from server.config import (
-        ConfigError,
         ServerConfig,
         draft_of,
         own_adapters,
@@ -231,23 +242,19 @@ def serve(
         served_name,
         usage_file,
     )
-    from server.model_tables import parse_models
-    from server.process import run
+    from server.settings_file import ConfigError
+    from server.tables import with_tables
 
-    _log(log_level)
     path = model or str(embedded.path())
     name = served_model_name or served_name(path)
-    with _blaming("--kv-memory"):
+    with blaming(context, "kv_memory"):
         kv_bytes = None if kv_memory is None else parse_size(kv_memory)
-    with _blaming("--memory"):
+    with blaming(context, "memory"):
         all_bytes = None if memory is None else parse_size(memory)
         if all_bytes is not None and all_bytes <= (kv_bytes or 0):
             raise ConfigError(f"{memory!r} leaves nothing for weights beside --kv-memory")
-    with _blaming("--adapter"):
+    with blaming(context, "adapter"):
         adapters = parse_adapters(own_adapters(path) + (adapter or []), name)
-    with _blaming("--config"):
-        tables = context.meta.get("models", {})
-        models = parse_models(tables, name, [adapter_name for adapter_name, _ in adapters])
     draft_path, draft_name = draft_of(draft_model, path)
     service = ServiceConfig(
         model=path,
@@ -266,8 +273,8 @@ def serve(
         draft_name=draft_name,
         num_draft_tokens=num_draft_tokens,
         memory=all_bytes,
-        models=models,
     )
+    service, grants = with_tables(service, settings_of(context), api_key)
     server = ServerConfig(
         service,
         host,
@@ -275,20 +282,22 @@ def serve(
         default_max_tokens,
         drain_timeout,
         adapter_dir,
+        grants,
+        allow_unauthenticated,
+        config,
+        log_level.value,
+        rereading(context),
         usage_file(usage_db, config),
     )
-    _leave(run(server))
+    consume(context, _run)(server)
 
 
-@contextmanager
-def _blaming(option: str) -> Iterator[None]:
-    """Says which option is at fault."""
-    from server.config import ConfigError
+def _run(config: ServerConfig) -> NoReturn:
+    """Serves to the end of the process."""
+    from server.process import run
 
-    try:
-        yield
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
+    _log(config.log_level)
+    _leave(run(config))
 
 
 def _leave(code: int) -> NoReturn:
@@ -320,11 +329,11 @@ def root(
     """One model endpoint that a team and all its agents share."""
 
 
-def _log(level: LogLevel) -> None:
+def _log(level: str) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("commons").setLevel(level.value.upper())
+    logging.getLogger("commons").setLevel(level.upper())
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
+from .caller import caller_of
 from .dialect import Dialect, Frame
 from .errors import bad_request
 from .fields import (
@@ -23,8 +24,8 @@ from .fields import (
     MOST_TOP_LOGPROBS,
     REFUSED_ALIKE,
     GenerationFields,
+    Room,
     check_tokens,
-    reply_length,
 )
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import text_logprobs
@@ -48,7 +49,8 @@ class Completions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, CompletionRequest, REFUSED)
-        service, target = self.service, self.serves(body.model, body.adapter, body.draft_model)
+        caller, service = caller_of(request.scope, body), self.service
+        target = self.serves(caller.tenant, body.model, body.adapter, body.draft_model)
         texts = _prompts(body)
         served, needed = target.served, len(texts) * body.choices
         if needed > MOST_CHOICES:
@@ -57,11 +59,12 @@ class Completions(Dialect):
         with places, service.use(served) as use:
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
-            check = _Checked(model, body, variant)
+            room = Room(model.info.max_model_len, DEFAULT_MAX_TOKENS, caller.tenant.limits)
+            check = _Checked(model, body, variant, room)
             prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
             plans = [check.plan(prompt) for prompt in prompts]
             name = f"cmpl-{uuid.uuid4().hex}"
-            generation = submit(service, served, places, plans, body.choices, name)
+            generation = submit(service, served, places, plans, body.choices, name, caller)
         frame = Frame(name, "text_completion", body.model, int(time.time()))
         wants = body.logprobs is not None
         if body.stream:
@@ -74,11 +77,14 @@ class Completions(Dialect):
 class _Checked:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, model: LoadedModel, body: CompletionRequest, variant: Variant) -> None:
+    def __init__(
+        self, model: LoadedModel, body: CompletionRequest, variant: Variant, room: Room
+    ) -> None:
         info = self._info = model.info
         self._tokenizer = model.tokenizer
         self._variant = variant
         self._body = body
+        self._room = room
         self._stops = body.stops()
         self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
         logprobs = body.logprobs
@@ -95,11 +101,8 @@ class _Checked:
 
     def plan(self, prompt: Prompt) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
-        context = self._info.max_model_len
         wanted = self._body.max_tokens
-        most = reply_length(
-            len(prompt.tokens), wanted, DEFAULT_MAX_TOKENS, context, "max_tokens", "prompt"
-        )
+        most = self._room.reply(len(prompt.tokens), wanted, "max_tokens", "prompt")
         output = partial(self._output, prompt)
         return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from engine import embedded
 from scheduler.info import ServiceConfig
 
+from .access import Grants
 from .admin import check_name
+from .auth import is_loopback
+from .keys import digest_of
+from .settings_file import ConfigError
 
 NO_DRAFT = "none"
 NO_FILE = "none"
@@ -21,15 +24,14 @@ UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; one line that says where and why."""
-
-
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Everything ``commons serve`` was told; ``drain_timeout`` in seconds.
 
-    ``usage_db`` is the file in which tenants' usage is kept, None: it is not.
+    ``config`` is the settings file. With ``allow_unauthenticated`` others than this machine may
+    reach a server without keys. ``reread`` makes of the command line, the environment and the
+    file what a start would make of them now; on any thread; it raises ConfigError. ``usage_db``
+    is the file in which tenants' usage is kept, None: it is not.
     """
 
     service: ServiceConfig
@@ -38,6 +40,11 @@ class ServerConfig:
     default_max_tokens: int = 4096
     drain_timeout: float = 30.0
     adapter_dir: Path | None = None
+    grants: Grants = field(default_factory=Grants)
+    allow_unauthenticated: bool = False
+    config: Path | None = None
+    log_level: str = "info"
+    reread: Callable[[], ServerConfig] | None = field(default=None, compare=False)
     usage_db: Path | None = None
 
 
@@ -105,16 +112,35 @@ def parse_adapters(options: Iterable[str], base: str) -> tuple[tuple[str, str], 
     return tuple(found.items())
 
 
-def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The settings of a TOML file, by option name. Raises ConfigError."""
+def parse_api_key(api_key: str) -> bytes:
+    """The hash of the one key that the options give. Raises ConfigError."""
+    if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise ConfigError("--api-key is a text of printable ASCII characters without spaces")
+    return digest_of(api_key.encode("ascii"))
+
+
+def check_grants(config: ServerConfig) -> None:
+    """Refuses a start that would leave out everybody, or let in anybody. Raises ConfigError."""
+    grants, file = config.grants, config.config
+    if grants.keyless:
+        name = grants.tenants[0].name
+        raise ConfigError(
+            f"{file} has tenants, but none has a key, so nobody could be served; make one with "
+            f"`commons keys new {name} --config {file}`"
+        )
+    if grants.closed or config.allow_unauthenticated or _is_local(config.host, config.port):
+        return
+    raise ConfigError(
+        f"--host {config.host} lets other machines in, and there are no keys: give --api-key KEY "
+        "or tenants with keys (--config FILE, `commons keys new`), or allow everybody with "
+        "--allow-unauthenticated"
+    )
+
+
+def _is_local(host: str, port: int) -> bool:
+    """Whether only this machine can reach ``host``; binding tells what is wrong with a bad one."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    settings = {name.replace("-", "_"): value for name, value in values.items()}
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"{path}: {name!r} is not a setting; there are {', '.join(known)}")
-    return settings
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return True
+    return all(is_loopback(str(address[0])) for *_, address in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -18,8 +19,10 @@ from scheduler.live import LoadedModel
 from scheduler.served import Served, Target
 from scheduler.service import Service
 from scheduler.streams import EngineDead, ModelFailed, UnknownAdapter, UnknownModel
+from scheduler.tenant import Tenant
 from scheduler.use import Use
 
+from .caller import may_use
 from .clients import ClientGone, while_connected
 from .errors import ApiError, error_body, error_response
 from .generation import Choice, Generation, Piece, TextThreads, Usage, complete, not_loaded
@@ -45,16 +48,22 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
 
 
 class Frame(NamedTuple):
-    """What all objects of one response have in common; ``created`` in Unix seconds."""
+    """What all objects of one response have in common; ``created`` in Unix seconds.
+
+    ``service_tier`` is there where the request named one.
+    """
 
     id: str
     object: str
     model: str
     created: int
+    service_tier: str | None = None
 
     def body(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         """An object with these choices."""
         body: dict[str, Any] = {**self._asdict(), "choices": choices}
+        if self.service_tier is None:
+            del body["service_tier"]
         if usage is not None:
             body["usage"] = usage_dict(usage)
         return body
@@ -73,10 +82,12 @@ class Writer(Protocol):
     def usage(self, usage: Usage) -> bytes: ...
 
 
-def unknown_model(service: Service, model: str, adapter: str | None) -> ApiError:
-    """The error for a model, or an adapter, that is not served."""
-    if adapter is not None and any(served.name == model for served in service.models):
-        names = sorted(service.models[model].adapters)
+def unknown_model(service: Service, tenant: Tenant, model: str, adapter: str | None) -> ApiError:
+    """The error for a model, or an adapter, that is not there for a tenant."""
+    visible = [served for served in service.models if may_use(tenant, served, None)]
+    if adapter is not None and any(served.name == model for served in visible):
+        served = service.models[model]
+        names = sorted(name for name in served.adapters if may_use(tenant, served, name))
         has = f"it has {', '.join(names[:20])}" if names else "it has none"
         message = f"The model {model!r} has no adapter {adapter[:200]!r}; {has}."
         return ApiError(404, message, code="model_not_found", param="adapter")
@@ -100,19 +111,24 @@ class Dialect:
         self.default_max_tokens = default_max_tokens
 
     def serves(
-        self, model: str, adapter: str | None, draft: str | UnsetType | None = UNSET
+        self,
+        tenant: Tenant,
+        model: str,
+        adapter: str | None,
+        draft: str | UnsetType | None = UNSET,
     ) -> Target:
         """What is meant, as far as it is known of a model that may yet have to be loaded.
 
-        Raises ApiError 404, or 503 while the main model is loading.
+        What ``tenant`` may not use does not exist. Raises ApiError 404, or 503
+        while the main model is loading.
         """
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
         try:
-            target = self.service.models.resolve(model, adapter)
+            target = self.service.models.resolve(model, adapter, partial(may_use, tenant))
         except (UnknownModel, UnknownAdapter) as error:
-            raise unknown_model(self.service, model, adapter) from error
+            raise unknown_model(self.service, tenant, model, adapter) from error
         if not health.loaded:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)

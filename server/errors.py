@@ -1,4 +1,4 @@
-"""What went wrong as an HTTP response in the OpenAI shape; nothing of the inside shows in it."""
+"""What went wrong as an HTTP response in the client's shape; nothing of the inside shows in it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,21 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 logger = logging.getLogger("commons.server")
 
+REQUEST_ID = "commons.request_id"  # in a scope: the name of the request
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
 INTERNAL_MESSAGE = "The server failed to answer; its log says why."
 OVERLOADED = 529  # Anthropic's status for a server that has too much to do
 
@@ -77,12 +89,45 @@ def on_anthropic(error: ApiError) -> ApiError:
     )
 
 
+def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The same in the Anthropic shape."""
+    kind = ANTHROPIC_TYPES.get(error.status)
+    if kind is None:
+        kind = "invalid_request_error" if error.status < 500 else "api_error"
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": error.message},
+        "request_id": request_id,
+    }
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether a request is for a route of the Anthropic dialect."""
+    path: str = scope["path"]
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def error_answer(
+    scope: Scope, error: ApiError, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The response for ``error`` in the shape of the dialect that was spoken."""
+    if is_anthropic(scope):
+        error = on_anthropic(error)
+        return _response(error, anthropic_error_body(error, scope.get(REQUEST_ID, "")), headers)
+    return error_response(error, headers)
+
+
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
-    """The response for ``error``, with ``Retry-After`` where waiting helps."""
+    """The response for ``error`` in the OpenAI shape."""
+    return _response(error, error_body(error), headers)
+
+
+def _response(error: ApiError, body: dict[str, Any], headers: Mapping[str, str] | None) -> Response:
+    """A response with ``Retry-After`` where waiting helps."""
     more = dict(headers or {})
     if error.retry_after is not None:
         more["retry-after"] = str(math.ceil(error.retry_after))
-    return Response(_encode(error_body(error)), error.status, more, media_type="application/json")
+    return Response(_encode(body), error.status, more, media_type="application/json")
 
 
 def _encode(body: dict[str, Any]) -> bytes:
@@ -94,7 +139,7 @@ def _encode(body: dict[str, Any]) -> bytes:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_answer(request.scope, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -112,7 +157,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _on_exception(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return error_response(internal_error())
+    return error_answer(request.scope, internal_error())
 
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]

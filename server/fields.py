@@ -6,11 +6,12 @@ a gather, so a bad token id let through would corrupt other people's replies.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from engine.params import SamplingParams
+from scheduler.tenant import Limits
 
 from .body import Refused
 from .errors import bad_request
@@ -71,6 +72,11 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    cache_salt: str | None = None
+    service_tier: str | None = None
 
     @property
     def choices(self) -> int:
@@ -147,23 +153,43 @@ class GenerationFields(msgspec.Struct, kw_only=True):
         return tuple(biases)
 
 
-def reply_length(
-    prompt: int, wanted: int | None, default: int, context: int, param: str, prompt_param: str
-) -> int:
-    """The most tokens of a reply: what is wanted, as far as the context lasts."""
-    if wanted is not None and wanted < 1:
-        raise bad_request(f"{param} must be at least 1.", param)
-    if prompt == 0:
-        raise bad_request("The prompt is empty.", prompt_param)
-    left = context - prompt
-    if left < 1:
+class Room(NamedTuple):
+    """What a reply has room in, in tokens: the model's ``context`` and a tenant's ``limits``.
+
+    ``default`` is its length where the request names none.
+    """
+
+    context: int
+    default: int
+    limits: Limits
+
+    def reply(self, prompt: int, wanted: int | None, param: str, prompt_param: str) -> int:
+        """The most tokens of a reply: what is wanted, as far as the context lasts."""
+        if wanted is not None and wanted < 1:
+            raise bad_request(f"{param} must be at least 1.", param)
+        most = self.limits.max_tokens
+        if wanted is not None and most is not None and wanted > most:
+            raise bad_request(f"{param} is {wanted}; your limit is {most} tokens.", param)
+        if prompt == 0:
+            raise bad_request("The prompt is empty.", prompt_param)
+        left = self._context(prompt, prompt_param) - prompt
+        if wanted is not None:
+            return min(left, wanted)
+        return min(left, self.default, left if most is None else most)
+
+    def _context(self, prompt: int, param: str) -> int:
+        """The context, which is longer than the prompt."""
+        own = self.limits.context
+        limited = own is not None and own < self.context
+        context = own if own is not None and limited else self.context
+        if prompt < context:
+            return context
+        whose = "your limit is a context of" if limited else "this model's context is"
         raise bad_request(
-            f"The prompt has {prompt} tokens; this model's context is {context} tokens, the "
-            "reply's included.",
-            prompt_param,
+            f"The prompt has {prompt} tokens; {whose} {context} tokens, the reply's included.",
+            param,
             "context_length_exceeded",
         )
-    return min(left, default if wanted is None else wanted)
 
 
 def check_tokens(param: str, tokens: list[int], vocab_size: int) -> None:

@@ -33,8 +33,8 @@ from scheduler.streams import (
     Unfit,
     UnknownAdapter,
 )
-from scheduler.tenant import Tenant
 
+from .caller import Caller
 from .errors import ApiError, bad_request
 from .output import NOTHING, Delta, Output
 from .rate_limits import estimated_tokens, metered, over_limit
@@ -217,6 +217,7 @@ def submit(
     plans: Sequence[Plan],
     copies: int,
     name: str,
+    caller: Caller,
 ) -> Generation:
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
     choices: list[Choice] = []
@@ -226,8 +227,7 @@ def submit(
         for plan in plans:
             for copy in range(copies):
                 index = len(choices)
-                made = _request(served, plan, f"{name}-{index}", copy, places.tenant)
-                stream = places.submit(made)
+                stream = places.submit(_request(served, plan, f"{name}-{index}", copy, caller))
                 choices.append(Choice(index, stream, plan.output(), service))
     except Unfit as error:
         generation.abort()
@@ -243,7 +243,7 @@ def submit(
     return generation
 
 
-def _request(served: Served, plan: Plan, name: str, copy: int, tenant: Tenant) -> Request:
+def _request(served: Served, plan: Plan, name: str, copy: int, caller: Caller) -> Request:
     sampling = plan.sampling
     if sampling.seed is not None and copy:
         sampling = replace(sampling, seed=sampling.seed + copy)
@@ -256,7 +256,10 @@ def _request(served: Served, plan: Plan, name: str, copy: int, tenant: Tenant) -
         boundaries=plan.prompt.boundaries,
         variant=plan.variant,
         model=served.name,
-        tenant=tenant,
+        tenant=caller.tenant,
+        agent=caller.agent,
+        domain=caller.domain,
+        priority=caller.priority,
     )
 
 

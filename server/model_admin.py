@@ -1,4 +1,4 @@
-"""``/admin/models``: models come into memory and leave it at an operator's word. Loopback only."""
+"""``/admin/models``: models come into memory and leave it at an operator's word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scheduler.served import Served
 from scheduler.service import Service
 from scheduler.streams import EngineDead, ModelFailed, UnknownModel
 
-from .admin import allow, unavailable
+from .admin import unavailable
 from .body import read_json
 from .dialect import encode
 from .errors import ApiError
@@ -32,12 +32,10 @@ class ModelAdmin:
 
     async def all(self, request: Request) -> Response:
         """``GET /admin/models``."""
-        allow(request)
         return await self._listed()
 
     async def load(self, request: Request) -> Response:
         """``POST /admin/models``: answered when the model is loaded, 503 where it cannot be."""
-        allow(request)
         wanted = await read_json(request, WantedModel, {})
         served = self._known(wanted.name)
         try:
@@ -51,7 +49,6 @@ class ModelAdmin:
 
         409 for a model that stays loaded.
         """
-        allow(request)
         served = self._known(request.path_params["name"])
         if served.config.keep_loaded:
             raise ApiError(409, f"The model {served.name!r} stays loaded.", param="name")

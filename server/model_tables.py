@@ -9,7 +9,8 @@ from typing import Any
 from engine.weights import DTYPES
 from scheduler.info import ModelConfig
 
-from .config import MOST_DRAFT_TOKENS, ConfigError, draft_of, parse_adapters
+from .config import MOST_DRAFT_TOKENS, draft_of, parse_adapters
+from .settings_file import ConfigError, at, plain_keys
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 KINDS: dict[str, tuple[type, str]] = {
@@ -36,36 +37,46 @@ def parse_models(
     ``main`` is the name of the main model, ``adapters`` are those of its adapters.
     """
     if not isinstance(tables, Mapping):
-        raise ConfigError("'models' is not a table: write [models.NAME]")
+        raise ConfigError("'models' is not a table: write [models.NAME]", ("models",))
     models = tuple(_model(name, table) for name, table in tables.items())
     names = [main, *tables]
     bare = {*adapters, *(name for m in models for name, _ in m.adapters)}
     for name in names:
         if names.count(name) > 1 or name in bare:
-            raise ConfigError(f"[models.{name}]: there are two models with the name {name!r}")
+            raise ConfigError(
+                f"[models.{name}]: there are two models with the name {name!r}", ("models", name)
+            )
     return models
 
 
 def _model(name: str, table: object) -> ModelConfig:
     where = f"[models.{name}]"
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where}: no name for a model: up to 128 letters, digits, '.', '_', '/' and '-'"
+    with at("models", name):
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"{where}: no name for a model: up to 128 letters, digits, '.', '_', '/' and '-'"
+            )
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"'models.{name}' is not a table: write {where}")
+        given = _checked(where, name, table)
+        if not given.get("model"):
+            raise ConfigError(f"{where}: 'model' is missing: give a path or a repository id")
+        adapters = _adapters(where, name, given.pop("adapters", {}))
+        draft, draft_name = draft_of(given.pop("draft_model", None), given["model"])
+        return ModelConfig(
+            name=name, adapters=adapters, draft_model=draft, draft_name=draft_name, **given
         )
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"'models.{name}' is not a table: write {where}")
-    given: dict[str, Any] = {key.replace("-", "_"): value for key, value in table.items()}
-    for key, value in given.items():
-        _check(where, key, value)
-        if key in BOUNDS:
-            _check_bounds(where, key, value)
-    if not given.get("model"):
-        raise ConfigError(f"{where}: 'model' is missing: give a path or a repository id")
-    adapters = _adapters(where, name, given.pop("adapters", {}))
-    draft, draft_name = draft_of(given.pop("draft_model", None), given["model"])
-    return ModelConfig(
-        name=name, adapters=adapters, draft_model=draft, draft_name=draft_name, **given
-    )
+
+
+def _checked(where: str, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model by their plain names, each of which it can have."""
+    given = plain_keys(table, ("models", name))
+    for written, (key, value) in zip(table, given.items(), strict=True):
+        with at("models", name, written):
+            _check(where, key, value)
+            if key in BOUNDS:
+                _check_bounds(where, key, value)
+    return given
 
 
 def _check(where: str, key: str, value: Any) -> None:
@@ -89,8 +100,9 @@ def _check_bounds(where: str, key: str, value: int) -> None:
 def _adapters(where: str, base: str, table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     for name, path in table.items():
         if not isinstance(path, str):
-            raise ConfigError(f"{where}: the adapter {name!r} is a path, not {path!r}")
+            message = f"{where}: the adapter {name!r} is a path, not {path!r}"
+            raise ConfigError(message, ("models", base, "adapters", name))
     try:
         return parse_adapters((f"{name}={path}" for name, path in table.items()), base)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}", ("models", base, "adapters")) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +13,10 @@ from scheduler.info import AdapterInfo
 from scheduler.served import Served
 from scheduler.service import Service
 from scheduler.streams import UnknownAdapter, UnknownModel
+from scheduler.tenant import Tenant
 
+from .auth import tenant_of
+from .caller import may_use
 from .dialect import encode, unknown_model
 
 
@@ -47,34 +51,39 @@ def adapter_dict(served: Served, adapter: AdapterInfo) -> dict[str, Any]:
 
 
 class Models:
-    """The list and its entries."""
+    """The list and its entries, as far as they are there for whoever asks."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def all(self, request: Request) -> Response:
         """``GET /v1/models``; empty until the server is ready."""
-        return _json({"object": "list", "data": self._entries()})
+        return _json({"object": "list", "data": self._entries(tenant_of(request.scope))})
 
     async def one(self, request: Request) -> Response:
         """``GET /v1/models/ID``. Raises ApiError 404."""
-        name = request.path_params["model"]
+        name, tenant = request.path_params["model"], tenant_of(request.scope)
         try:
-            served, adapter = self._service.models.resolve(name)
+            served, adapter = self._service.models.resolve(name, may=partial(may_use, tenant))
         except (UnknownModel, UnknownAdapter) as error:
-            raise unknown_model(self._service, name, None) from error
+            raise unknown_model(self._service, tenant, name, None) from error
         if not self._service.health().loaded:
-            raise unknown_model(self._service, name, None)
+            raise unknown_model(self._service, tenant, name, None)
         if adapter is None:
             return _json(model_dict(served))
         return _json(adapter_dict(served, served.adapters[adapter]))
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self, tenant: Tenant) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
         if self._service.health().loaded:
             for served in self._service.models:
-                entries.append(model_dict(served))
-                entries += [adapter_dict(served, a) for a in served.adapters.values()]
+                if may_use(tenant, served, None):
+                    entries.append(model_dict(served))
+                    entries += [
+                        adapter_dict(served, adapter)
+                        for name, adapter in served.adapters.items()
+                        if may_use(tenant, served, name)
+                    ]
         return entries
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,10 +18,15 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from scheduler.metrics import Metrics
 from scheduler.service import LoadFailed, Service
 
+from .access import Access
 from .app import create_app
-from .config import ServerConfig
+from .config import ServerConfig, check_grants
+from .reload import Reloader, warn_of_keys
+from .settings_file import ConfigError
 from .startup import Startup
 from .usage_store import UsageStore
+
+logger = logging.getLogger("commons.server")
 
 BACKLOG = 2048
 KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
@@ -39,6 +45,13 @@ class _Server(uvicorn.Server):
 def run(config: ServerConfig) -> int:
     """Serves until a signal or a failure; the exit code."""
     startup = Startup()
+    try:
+        check_grants(config)
+    except ConfigError as error:
+        startup.failed(str(error))
+        return 1
+    if config.allow_unauthenticated and not config.grants.closed:
+        startup.note(f"no keys: anybody who can reach {config.host} is served")
     try:
         listener = _bind(config.host, config.port)
     except OSError as error:
@@ -61,12 +74,20 @@ class _Process:
             collector(registry=registry)
         self._service = Service(config.service, Metrics(registry), startup.progress)
         self._usage = UsageStore(self._service.tenants.usage, config.usage_db)
+        self._access = Access(config.grants)
+        self._access.on_change(self._service.tenants.configure)
+        self._reloader: Reloader | None = None
+        if config.reread is not None and config.config is not None:
+            self._reloader = Reloader(config, self._access, config.reread)
+        self._reloads: set[asyncio.Task[None]] = set()
         app = create_app(
             self._service,
             registry,
+            self._access,
             default_max_tokens=config.default_max_tokens,
             adapter_dir=config.adapter_dir,
             usage=self._usage,
+            reloader=self._reloader,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -89,6 +110,8 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        warn_of_keys(self._access)
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         keeping = asyncio.create_task(self._keep_usage())
         try:
@@ -105,6 +128,14 @@ class _Process:
         while True:
             await anyio.sleep(USAGE_EVERY)
             await anyio.to_thread.run_sync(self._usage.flush)
+
+    def _reload(self) -> None:
+        if self._reloader is None:
+            logger.warning("nothing to reload: the server was started without --config")
+            return
+        task = asyncio.create_task(self._reloader.on_signal())
+        self._reloads.add(task)  # the loop itself keeps no hold on it
+        task.add_done_callback(self._reloads.discard)
 
     async def _until_end(self) -> int:
         """Loads, then waits for a signal or the engine's death."""

@@ -9,17 +9,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.limits import Level, Meters, OverLimit
-from scheduler.tenant import DEFAULT, Tenant
+from scheduler.tenant import Tenant
 
+from .auth import tenant_of
 from .errors import ApiError
 
 METERED = "commons.metered"  # in a scope: the tenant whose limits the request counts for
 BYTES_A_TOKEN = 4  # of a JSON body, roughly; the true number is charged later
-
-
-def tenant_of(scope: Scope) -> Tenant:
-    """For whom the request is."""
-    return DEFAULT
 
 
 def metered(request: Request) -> Tenant:

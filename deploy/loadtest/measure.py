@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make bench", description="compare with mlx_lm.server")
     parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, comma-separated")
-    parser.add_argument("--servers", default=",".join(KINDS), help="of " + ",".join(KINDS))
+    parser.add_argument("--servers", default="commons,mlx_lm", help="of " + ",".join(KINDS))
     parser.add_argument("--model", type=Path, help="a model directory instead of a random model")
     parser.add_argument("--quick", action="store_true", help="a quarter of every load")
     chosen = parser.parse_args(arguments)

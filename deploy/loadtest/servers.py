@@ -44,12 +44,18 @@ def _commons(model: Path, port: int) -> list[str]:
     return [*command, "serve", "--model", str(model), "--port", str(port)]
 
 
+def _first_come(model: Path, port: int) -> list[str]:
+    command = [sys.executable, "-m", "deploy.loadtest.first_come", "serve"]
+    return [*command, "--model", str(model), "--port", str(port)]
+
+
 def _mlx_lm(model: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)]
 
 
 KINDS = {
     "commons": Kind(_commons, "/ready", "default"),
+    "first_come": Kind(_first_come, "/ready", "default"),
     "mlx_lm": Kind(_mlx_lm, "/health", "default_model"),
 }
 

@@ -12,8 +12,9 @@ from cache.loan import NOBODY
 from engine.params import SamplingParams
 from engine.variant import Variant
 from scheduler.events import Finished, Token
+from scheduler.order import MOST_PASSED_OVER
 from scheduler.request import Request
-from scheduler.scheduler import MOST_PASSED_OVER, Scheduler
+from scheduler.scheduler import Scheduler
 from scheduler.stats import RequestStats, SchedulerStats
 
 from .fakes import FakeEngine

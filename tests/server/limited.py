@@ -1,54 +1,44 @@
-"""``commons`` with tenants of the test's own, who say their names in a header."""
+"""A server with tenants that have limits, and a key for each."""
 
 from __future__ import annotations
 
-import functools
-import sys
 from pathlib import Path
 
-from starlette.datastructures import Headers
-from starlette.types import Scope
+from server.keys import MODE, digest_of, keys_path
+from server.tenants import ADMIN
 
-from scheduler import info
-from scheduler.tenant import DEFAULT, Limits, Tenant
-from server import cli, rate_limits
-
+from .access import bearer
 from .process import Server
 
-HEADER = "x-test-tenant"
-TENANTS = (
-    DEFAULT,
-    Tenant("free"),
-    Tenant("requests", limits=Limits(requests_per_minute=3)),
-    Tenant("tokens", limits=Limits(tokens_per_minute=600)),
-    Tenant("exact", limits=Limits(tokens_per_minute=600)),
-    Tenant("refused", limits=Limits(requests_per_minute=3)),
-    Tenant("both", limits=Limits(requests_per_minute=1000, tokens_per_minute=100_000)),
-    Tenant("concurrent", limits=Limits(concurrent=2)),
-    Tenant("queued", limits=Limits(queued=1)),
-)
-OPERATOR: dict[str, str] = {}  # headers of who may scrape and administer
+TENANTS: dict[str, dict[str, int]] = {
+    "free": {},
+    "requests": {"requests_per_minute": 3},
+    "tokens": {"tokens_per_minute": 600},
+    "exact": {"tokens_per_minute": 600},
+    "refused": {"requests_per_minute": 3},
+    "both": {"requests_per_minute": 1000, "tokens_per_minute": 100_000},
+    "concurrent": {"concurrent": 2},
+    "queued": {"queued": 1},
+}
+OPERATOR = bearer(f"key-of-{ADMIN}")  # headers of who may scrape and administer
 
 
 def as_tenant(name: str) -> dict[str, str]:
     """Headers of a tenant's request."""
-    return {HEADER: name}
+    return bearer(f"key-of-{name}")
 
 
 def serve(folder: Path, model: str, *arguments: str) -> Server:
-    """A server for these tenants, with a settings file in ``folder``."""
+    """A server for these tenants, with a settings file and keys in ``folder``."""
     config = folder / "commons.toml"
-    config.write_text(f'model = "{model}"\n')
-    command = (sys.executable, "-m", "tests.server.limited")
-    return Server("--config", str(config), *arguments, command=command)
-
-
-def tenant_of(scope: Scope) -> Tenant:
-    name = Headers(scope=scope).get(HEADER, DEFAULT.name)
-    return next(tenant for tenant in TENANTS if tenant.name == name)
-
-
-if __name__ == "__main__":
-    rate_limits.tenant_of = tenant_of
-    info.ServiceConfig = functools.partial(info.ServiceConfig, tenants=TENANTS)  # type: ignore
-    cli.main()
+    lines = [f'model = "{model}"']
+    for name, limits in TENANTS.items():
+        lines.append(f"[tenants.{name}]")
+        lines += [f"{limit} = {value}" for limit, value in limits.items()]
+    config.write_text("\n".join(lines) + "\n")
+    names = (*TENANTS, ADMIN)
+    digests = [(digest_of(f"key-of-{name}".encode()).hex(), name) for name in names]
+    keys = keys_path(config)
+    keys.write_text("".join(f"sha256:{digest} {name} now\n" for digest, name in digests))
+    keys.chmod(MODE)
+    return Server("--config", str(config), *arguments)

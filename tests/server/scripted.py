@@ -17,10 +17,13 @@ from scheduler.metrics import Metrics
 from scheduler.request import Request
 from scheduler.service import Service
 from scheduler.streams import EngineDead, RequestStream, Unfit
+from server.access import Access, Grants
 from server.app import create_app
 
 EOS = 2
 GOOD = Health(True, True, True, False, 0.0, None, 0, 0)
+OPEN = Grants()
+CONFIG = ServiceConfig("m", "m")
 DEFAULTS = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)
 
 
@@ -32,9 +35,9 @@ def tokenizer() -> Tokenizer:
 class Scripted(Service):
     """Answers every request with ``says``, a token at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, grants: Grants = OPEN, config: ServiceConfig = CONFIG) -> None:
         registry = CollectorRegistry()
-        super().__init__(ServiceConfig("m", "m"), Metrics(registry), lambda _: None)
+        super().__init__(config, Metrics(registry), lambda _: None)
         self.tokenizer = tokenizer()
         info = ModelInfo("m", "m", 4096, 3072, frozenset({EOS}), "lent", 0, 1 << 30, DEFAULTS)
         self.models.main.facts = LoadedModel(info, self.tokenizer, 1 << 30)
@@ -44,7 +47,8 @@ class Scripted(Service):
         self.fits = 1 << 30  # requests that are taken; each one after them never fits
         self.fails_after: int | None = None  # tokens
         self.requests: list[Request] = []
-        self.app = create_app(self, registry, default_max_tokens=100)
+        self.access = Access(grants)
+        self.app = create_app(self, registry, self.access, default_max_tokens=100)
 
     def health(self) -> Health:
         return self.state

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine import embedded
-from server.config import ConfigError, parse_size, read_file, served_name
+from server.config import parse_size, served_name
+from server.settings_file import ConfigError, read_file
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_served_name_of_a_home_directory(tmp_path: Path, monkeypatch: pytest.Mon
 def test_file(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('max-rows = 3\nhost = "h"\n')
-    assert read_file(file, ["max_rows", "host"]) == {"max_rows": 3, "host": "h"}
+    assert read_file(file, ["max_rows", "host"]).values == {"max_rows": 3, "host": "h"}
 
 
 @pytest.mark.parametrize("content", [b"a = ", b"\xff = 1", b"other = 1", b"[section]\na = 1"])

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -72,7 +73,7 @@ def test_every_reason_and_tenant_is_in_the_first_scrape(http: httpx.Client) -> N
     for limit in ("requests", "tokens", "concurrent", "queued"):
         assert metrics("admission_rejections_total", reason=f"tenant_{limit}") >= 0
     for tenant in TENANTS:
-        assert metrics("tenant_requests_total", tenant=tenant.name) >= 0
+        assert metrics("tenant_requests_total", tenant=tenant) >= 0
 
 
 def test_requests_by_the_minute(http: httpx.Client) -> None:
@@ -207,6 +208,22 @@ async def numbers(client: httpx.AsyncClient, running: int, waiting: int = 0) -> 
         if (health["running"], health["waiting"]) == (running, waiting):
             return
     raise AssertionError("it did not come about")
+
+
+def test_a_reload_changes_limits_and_leaves_what_was_used(tiny: str, tmp_path: Path) -> None:
+    with (
+        serve(tmp_path, tiny) as server,
+        httpx.Client(base_url=server.ready().url, timeout=PATIENCE, headers=OPERATOR) as http,
+    ):
+        answers = [ask(http, "requests").status_code for _ in range(4)]
+        assert answers == [200, 200, 200, 429]
+        config = tmp_path / "commons.toml"
+        config.write_text(
+            config.read_text().replace("requests_per_minute = 3\n", "requests_per_minute = 5\n", 1)
+        )
+        http.post("/admin/reload").raise_for_status()
+        answers = [ask(http, "requests").status_code for _ in range(3)]
+        assert answers == [200, 200, 429]
 
 
 @pytest.mark.parametrize(

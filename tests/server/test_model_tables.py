@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scheduler.info import ModelConfig
-from server.config import ConfigError
 from server.model_tables import parse_models
+from server.settings_file import ConfigError
 
 
 def parse(text: str, **more: Any) -> tuple[ModelConfig, ...]:
