@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from scheduler.tenant import DEFAULT
-from server.keys import keys_path, new_key, read_keys, revoke_key
-from server.settings_file import ConfigError, read_file
-from server.tenants import RESERVED, tenant_tables
+
+from .keys import keys_path, new_key, read_keys, revoke_key
+from .settings_file import ConfigError, read_file
+from .tenants import RESERVED, tenant_tables
 
 keys = typer.Typer(
     help="Make, list and revoke the API keys of tenants.",

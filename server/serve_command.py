@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
-from server.settings_file import ConfigError, SettingsFile, read_file
+from .settings_file import ConfigError, SettingsFile, read_file
 
 if TYPE_CHECKING:
-    from server.config import ServerConfig
+    from .config import ServerConfig
 
 FILE, ARGUMENTS = "commons.file", "commons.arguments"  # in a context's meta
 TABLES = ("models", "tenants", "public")  # settings that are no options

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import AuthenticationError, OpenAI
 from starlette.types import Scope
 
 from scheduler.tenant import DEFAULT
@@ -343,6 +344,17 @@ def test_real_server_with_one_key(keyed: Server) -> None:
         # The body of a refused request is not waited for.
         big = b"x" * (1 << 20)
         assert http.post("/v1/completions", content=big).status_code == 401
+
+
+def test_openai_client_with_and_without_the_key(keyed: Server) -> None:
+    with OpenAI(base_url=f"{keyed.url}/v1", api_key=ONE_KEY, max_retries=0) as client:
+        (model,) = client.models.list()
+    with (
+        OpenAI(base_url=f"{keyed.url}/v1", api_key="wrong", max_retries=0) as client,
+        pytest.raises(AuthenticationError) as error,
+    ):
+        client.completions.create(model=model.id, prompt="x")
+    assert error.value.code == "invalid_api_key"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

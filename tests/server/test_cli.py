@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from engine import embedded
 from scheduler.info import ModelConfig
 from server import cli, process
+from server.access import Grants
 from server.config import ServerConfig
+from server.keys import digest_of
 
 from .process import commons
 
@@ -140,6 +142,8 @@ def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
         "COMMONS_DTYPE": "float32",
         "COMMONS_DRAIN_TIMEOUT": "0",
         "COMMONS_LOG_LEVEL": "error",
+        "COMMONS_API_KEY": "the-key",
+        "COMMONS_ALLOW_UNAUTHENTICATED": "true",
     }
     assert invoke("serve", env=env).exit_code == 0
     (config,) = started
@@ -150,6 +154,8 @@ def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
     assert (service.stall_target_ms, config.default_max_tokens) == (7.5, 9)
     assert (service.max_context, service.dtype, config.drain_timeout) == (99, "float32", 0.0)
     assert not service.trust_remote_code
+    assert (config.log_level, config.allow_unauthenticated) == ("error", True)
+    assert config.grants == Grants(api_key=digest_of(b"the-key"))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,26 @@ def test_bad_file_is_refused(
     assert ended.exit_code == 2
     assert said in ended.output
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("max-rows = 1\n[tenants.a]\nweight = -1", 3),
+        ("\nport = 70000", 2),
+        ("[models.a]\nmodel = 'x'\ncolour = 1", 3),
+        ("[tenants.a]\n[tenants.a]", 2),
+    ],
+)
+def test_process_refuses_a_bad_file_in_one_line(tmp_path: Path, text: str, line: int) -> None:
+    file = tmp_path / "a folder whose name is long enough to be wrapped at eighty" / "commons.toml"
+    file.parent.mkdir()
+    file.write_text(text)
+    ended = commons("serve", "--config", str(file))
+    assert ended.returncode == 2
+    assert not ended.stdout
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith(f"commons serve: {file}:{line}: ")
 
 
 def test_process_serves_with_settings_of_all_sources(tiny: str, tmp_path: Path) -> None:
