@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -84,6 +84,10 @@ class Service:
         self._worker = Worker(self._build, self._on_engine, self._on_ready, self._on_death)
         self._worker.start()
         await self._loaded
+
+    def configure(self, tenants: Iterable[Tenant]) -> None:
+        """Takes over a changed set of tenants; requests that run go on as they were."""
+        self.tenants.configure(tenants)
 
     def reserve(
         self, places: int = 1, tenant: Tenant = DEFAULT, estimated_tokens: int = 0

@@ -1,6 +1,7 @@
 """The series of tenants, made from their usage when somebody scrapes.
 
-Only configured tenants have any, from 0 on, so that what a label may be is bounded.
+Only configured tenants have any, from 0 on, so that what a label may be is bounded. Public
+prompts lend, too, under a name of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from cache.loan import PUBLIC
 
 from .tenant import DEFAULT, Tenant
 from .usage import Counts, Usage
@@ -50,6 +53,6 @@ class TenantMetrics(Collector):
             "commons_prefix_cache_lent_tokens", LENT, labels=["lender", "borrower"]
         )
         for borrower in self._names:
-            for lender in self._names:
+            for lender in dict.fromkeys((*self._names, PUBLIC)):
                 lent.add_metric([lender, borrower], counts[borrower].borrowed.get(lender, 0))
         yield lent

@@ -75,7 +75,7 @@ class _Process:
         self._service = Service(config.service, Metrics(registry), startup.progress)
         self._usage = UsageStore(self._service.tenants.usage, config.usage_db)
         self._access = Access(config.grants)
-        self._access.on_change(self._service.tenants.configure)
+        self._access.on_change(self._service.configure)
         self._reloader: Reloader | None = None
         if config.reread is not None and config.config is not None:
             self._reloader = Reloader(config, self._access, config.reread)

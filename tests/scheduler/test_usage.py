@@ -8,6 +8,7 @@ import threading
 import pytest
 from prometheus_client import CollectorRegistry
 
+from cache.loan import PUBLIC
 from engine.variant import BASE
 from scheduler.accounting import Accounting
 from scheduler.events import Finished
@@ -143,7 +144,7 @@ def test_series_of_configured_tenants_begin_at_0() -> None:
         for tenant in "ab":
             assert value(f"commons_tenant_{name}_total", {"tenant": tenant}) == 0
         assert value(f"commons_tenant_{name}_total", {"tenant": DEFAULT.name}) is None
-    for lender in "ab":
+    for lender in ("a", "b", PUBLIC):
         for borrower in "ab":
             assert value(LENT, {"lender": lender, "borrower": borrower}) == 0
 
@@ -160,6 +161,7 @@ def test_series_tell_the_totals_of_all_models_and_days() -> None:
         stats.engine_time(0.25)
         stats.lent("b", 4)
         stats.lent("removed", 5)
+        stats.lent(PUBLIC, 2)
         stats.finished("stop", 2.0)
         clock.now += DAY
         usage.take()
@@ -175,7 +177,8 @@ def test_series_tell_the_totals_of_all_models_and_days() -> None:
     }
     assert value(LENT, {"lender": "b", "borrower": "a"}) == 8
     lent = next(f for f in registry.collect() if f.name == LENT.removesuffix("_total"))
-    assert {s.labels["lender"] for s in lent.samples} == {"a", "b"}
+    assert {s.labels["lender"] for s in lent.samples} == {"a", "b", PUBLIC}
+    assert value(LENT, {"lender": PUBLIC, "borrower": "a"}) == 4
 
 
 def test_books_take_in_what_the_engine_started() -> None:
