@@ -12,6 +12,8 @@ from .ledger import Account
 from .request import Request
 from .stats import RequestStats
 
+NEVER = -1.0  # before all times
+
 
 class Entry:
     """One request from acceptance to its terminal event."""
@@ -59,7 +61,7 @@ class Entry:
         self.displaced = 0  # times that it made way for another tenant's
         self.promised = 0.0  # of the account's promise, for this request
         self.accepted = now
-        self.admitted = 0.0
+        self.admitted = NEVER
         self.last_token = 0.0
 
     def promise(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cache.tokens import common_length
+from engine.rows import Row
 
 from .entry import Entry
 
@@ -38,10 +39,10 @@ def next_prefill(prefilling: Sequence[Entry]) -> Entry:
     return shortest
 
 
-def leader(entry: Entry, cached: int, prefilling: Sequence[Entry]) -> tuple[Entry, int] | None:
-    """A prompt being computed that will soon have more of a waiting one's, and up to where.
+def leader(entry: Entry, cached: int, prefilling: Sequence[Entry]) -> tuple[Row, int] | None:
+    """A row being prefilled that will soon have more of a waiting prompt, and up to where.
 
-    ``cached`` tokens of the waiting one are there already.
+    ``cached`` tokens of the prompt are there already.
     """
     most = len(entry.tokens) - 1
     if most - cached < WORTH_WAITING:
@@ -53,5 +54,5 @@ def leader(entry: Entry, cached: int, prefilling: Sequence[Entry]) -> tuple[Entr
         common = common_length(other.tokens, entry.tokens, 0)
         common = min(common, most, len(other.tokens) - 1)
         if common - cached >= WORTH_WAITING and other.row.length < common:
-            return other, common
+            return other.row, common
     return None

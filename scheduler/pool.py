@@ -20,6 +20,7 @@ from engine.pieces import Piece, Pieces, Weights, finish
 from .door import Hold
 from .events import Event, FinishReason
 from .info import ModelState
+from .ledger import Ledger
 from .live import Live
 from .members import Change, Member
 from .metrics import Gauges
@@ -67,6 +68,7 @@ class ModelPool:
         self._wake = wake
         self._clock = clock
         self._turns: Turns[str] = Turns()
+        self._ledger = Ledger()
         self._wanted: dict[str, None] = {}  # in the order in which they were asked for
         self._load: Load | None = None
         self._uses = 0
@@ -289,6 +291,7 @@ class ModelPool:
 
     def _loaded(self, member: Member, live: Live, granted: int) -> None:
         self._load = None
+        live.scheduler.ledger = self._ledger  # what a tenant is served, all models serve
         if granted > live.weights:  # a draft that turned out to be of no use
             self.memory.give_back(granted - live.weights)
         self._touch(member)

@@ -17,7 +17,7 @@ from engine.rows import Row
 from . import claims
 from .costs import Costs
 from .engine_like import EngineLike
-from .entry import Entry
+from .entry import NEVER, Entry
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
 from .ledger import Ledger
 from .neighbours import ALONE
@@ -38,8 +38,8 @@ class Scheduler:
     """Continuous batching over one engine.
 
     ``max_rows`` bounds the rows in the engine. A prefill chunk next to running decodes is
-    sized so that a decode step and the chunks before it take ``stall_target`` seconds. Tenants
-    are served by ``ledger``, which schedulers of one thread share.
+    sized so that a decode step and the chunks before it take ``stall_target`` seconds. ``ledger``
+    may be exchanged for one that several share, before the first request.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Scheduler:
         stall_target: float = 0.1,
         stats: SchedulerStats = NO_STATS,
         clock: Callable[[], float] = time.perf_counter,
-        ledger: Ledger | None = None,
     ) -> None:
         self.engine = engine
         self.max_rows = max_rows if engine.batchable else 1
@@ -62,7 +61,7 @@ class Scheduler:
         self.decoding: list[Entry] = []
         self.pace = PrefillPace()
         self.costs = Costs()
-        self.ledger = ledger or Ledger()
+        self.ledger = Ledger()
         self.preemptions = 0
         self.releases = 0  # times that a row gave its memory back
         self.neighbours = ALONE
@@ -251,7 +250,7 @@ class Scheduler:
         self.waiting.admit(entry)
         entry.row = row
         entry.passed_over = 0
-        if not entry.admitted:
+        if entry.admitted == NEVER:
             entry.admitted, entry.hit = now, row.length
             entry.stats.admitted(now - entry.accepted, len(entry.tokens), row.length)
             self.stats.started(entry.request.id)
@@ -267,9 +266,7 @@ class Scheduler:
         """Whether a row that is being prefilled will soon have more of this prompt."""
         found = leader(entry, cached, self.prefilling)
         if found is not None:
-            first, common = found
-            assert first.row is not None
-            self.engine.mark(first.row, common)
+            self.engine.mark(*found)
         return found is not None
 
     def _prefill(self) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from cache.loan import PUBLIC
 from scheduler.tenant import Limits, Tenant
 
 from .settings_file import ConfigError, plain_keys
@@ -46,6 +47,12 @@ def tenant_tables(tables: object) -> Mapping[str, Mapping[str, Any]]:
             raise ConfigError(
                 f"[tenants.{name}]: no name for a tenant: up to 64 letters, digits, '.', '_' "
                 "and '-'",
+                place,
+            )
+        if name == PUBLIC:
+            raise ConfigError(
+                f"[tenants.{name}]: {name!r} is the lender of [[public]] prompts; give the "
+                "tenant another name",
                 place,
             )
         if name in RESERVED:

@@ -106,6 +106,7 @@ def test_defaults_and_order(tmp_path: Path) -> None:
         ('[tenants."a b"]', 1, "no name for a tenant"),
         ("[tenants.admin]", 1, "what the keys to /admin are called"),
         ("[tenants.metrics]", 1, "what the keys to /metrics are called"),
+        ("[tenants.public]", 1, "the lender of [[public]] prompts"),
         ("[tenants.a]\nweight = ", 2, "Invalid value"),
         ("[tenants.a", 1, "Expected ']'"),
         ("[tenants.a]\r\nweight = 1\r\nqueued = x", 3, "Invalid value"),
