@@ -14,10 +14,13 @@ from mlx_lm.models.cache import KVCache
 
 from cache.block import join
 from cache.forest import Forest
+from cache.keeping import Keeping
+from cache.lease import NO_HIT, Hit, Lease
 from cache.loan import ANYBODY, NOBODY, Borrower
 from cache.namespace import Namespace, weights_digest
-from cache.prefix_cache import Hit, Keeping, Lease, PrefixCache
-from cache.radix import Clock, RadixTree
+from cache.prefix_cache import PrefixCache
+from cache.radix import RadixTree
+from cache.shares import Ledger
 
 from .adapter_store import AdapterStore
 from .adapters import Adapters
@@ -77,7 +80,7 @@ class Engine:
         self.keeping = keeping or Keeping()
         self._caching = prefix_cache
         memory = KvMemory.of(kv_memory)
-        self.forest = Forest(self._make_cache, memory.clock)
+        self.forest = Forest(self._make_cache, memory.shares)
         row_bytes = RowBytes(self.network.state_bytes, 0 if lends else self.token_bytes)
         pools = [self.pool] if self.drafter is None else [self.pool, self._draft_pool]
         self.budget = Budget(memory, pools, self.forest, row_bytes, self._row_lengths)
@@ -121,7 +124,7 @@ class Engine:
     # a row's life
 
     def namespace(self, variant: Variant = BASE, domain: str = NOBODY) -> Namespace:
-        """The name of what may share KV: this model with an adapter and a draft model."""
+        """The name of what may share KV: a model with adapter and draft model, in a domain."""
         adapter = self.adapters.digest(variant.adapter) if variant.adapter else ""
         draft = ""
         if self.drafter is not None and variant.draft not in (None, NGRAM):
@@ -136,7 +139,8 @@ class Engine:
         self, tokens: array[int], variant: Variant = BASE, borrower: Borrower = ANYBODY
     ) -> Hit:
         """What the cache has for a prompt."""
-        return self.cache(variant, borrower.domain).lookup(tokens)
+        cache = self.forest.find(self.namespace(variant, borrower.domain))
+        return NO_HIT if cache is None else cache.lookup(tokens)
 
     def admit(
         self,
@@ -181,7 +185,7 @@ class Engine:
         borrower: Borrower,
     ) -> Row | None:
         cache = self.cache(variant, borrower.domain)
-        leased = cache.lend(tokens, hit.length)
+        leased = cache.lend(tokens, hit.length, borrower.tenant)
         if leased is None:
             return None
         lease, anchor = leased
@@ -212,6 +216,7 @@ class Engine:
             states=states,
             drafting=drafting,
             borrower=borrower,
+            loan=cache.borrow(lease),
         )
         if tail is not None:
             for block in cache.pieces(lease, anchor):
@@ -315,18 +320,16 @@ class Engine:
         return [len(row.tokens) for row in self._rows]
 
     def _forget_adapter(self, digest: str) -> None:
-        self.forest.drop(Namespace(self.digest, digest))
-        if self.drafter is not None:
-            self.forest.drop(Namespace(self.digest, digest, self.drafter.digest))
+        self.forest.drop(lambda namespace: namespace.adapter == digest)
 
-    def _make_cache(self, clock: Clock) -> PrefixCache:
+    def _make_cache(self, ledger: Ledger) -> PrefixCache:
         return PrefixCache(
             reserve=self.reserve,
             stateful=self.stateful,
             copying=self.attention == "copied",
             enabled=self._caching,
             keeping=self.keeping,
-            tree=RadixTree(clock),
+            tree=RadixTree(ledger),
         )
 
     def _states(self, hit: Hit, cache: PrefixCache, lease: Lease) -> dict[int, Any]:
@@ -351,7 +354,7 @@ class Engine:
         if not self.stateful or not row.cache.wants_snapshot(row.lease, row.length):
             return
         states = {i: s for i, s in row.single_states().items() if type(s) is not KVCache}
-        if self.reserve(nbytes(states)):
+        if row.cache.admits(row.lease, nbytes(states)) and self.reserve(nbytes(states)):
             kept = take_snapshot(states)
             row.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
 

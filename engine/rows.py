@@ -13,9 +13,10 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from cache.block import LayerKV
+from cache.lease import Lease
 from cache.loan import ANYBODY, NO_LOAN, Borrower, Loan
-from cache.prefix_cache import Lease, PrefixCache
-from cache.radix import Node
+from cache.node import Node
+from cache.prefix_cache import PrefixCache
 
 from .drafting import Drafting
 from .sampling import RowSampling

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from cache.prefix_cache import Keeping
+from cache.keeping import Keeping
 
 from .engine import Engine
 from .loader import Loaded

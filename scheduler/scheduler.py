@@ -11,8 +11,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from cache.lease import Hit
 from cache.loan import ANYBODY, Borrower
-from cache.prefix_cache import Hit
 from engine.adapter_files import AdapterError
 from engine.decoding import Choice, Outcome
 from engine.engine import MOST_CHUNK

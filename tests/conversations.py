@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.keeping import Keeping
 from cache.loan import ANYBODY, NOBODY, Borrower
 from cache.namespace import Namespace
-from cache.prefix_cache import Keeping
 from cache.tokens import common_length
 from engine.decoding import Outcome
 from engine.engine import Engine

@@ -9,7 +9,9 @@ import mlx.core as mx
 import pytest
 
 from cache.block import Block, LayerKV, Resident
-from cache.prefix_cache import NO_HIT, Keeping, Lease, PrefixCache
+from cache.keeping import Keeping
+from cache.lease import NO_HIT, Lease
+from cache.prefix_cache import PrefixCache
 
 LAYERS, HEADS, DIM = 2, 1, 2
 TOKEN_BYTES = LAYERS * HEADS * DIM * 2 * 4
