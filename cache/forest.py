@@ -45,6 +45,12 @@ class Forest:
         public = namespace._replace(domain=PUBLIC_DOMAIN)
         return self._caches.get(namespace) or self._caches.get(public)
 
+    def unseen(self, namespace: Namespace) -> bool:
+        """Whether no domain has a cache for what ``namespace`` names but for its domain."""
+        name = namespace._replace(domain=PUBLIC_DOMAIN)
+        others = (n for n in self._caches if n.domain != PUBLIC_DOMAIN)
+        return all(other._replace(domain=PUBLIC_DOMAIN) != name for other in others)
+
     def __len__(self) -> int:
         return len(self._caches)
 

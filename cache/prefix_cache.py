@@ -199,14 +199,16 @@ class PrefixCache:
 
     def release(self, lease: Lease, holder: Holder) -> None:
         """Ends the lease: what lies in the row's tail becomes blocks, as far as memory allows."""
-        node = self._end(lease)
-        if node is not self.tree.root:
-            self._store(node, holder)
+        assert lease.live
+        if lease.node is not self.tree.root:
+            self._store(lease, holder)
             self.tree.shares.trim()
+        self._end(lease)
         self._settle()
 
-    def _store(self, node: Node, holder: Holder) -> None:
-        """Lets go of ``node``, after what the row has there was copied out of its tail."""
+    def _store(self, lease: Lease, holder: Holder) -> None:
+        """Unlocks the lease's node, after what the row has there was copied out of its tail."""
+        node = lease.node
         self.tree.touch(node)
         for resident in self._chains(node, holder):
             if not self._copy_out(resident):
@@ -214,17 +216,16 @@ class PrefixCache:
         path = node.path()
         self.tree.unlock(node)
         self._drop_residents(path, holder)
-        rejoin(self.tree, path, [each.holder for each in self.leases])
+        rejoin(self.tree, path, [each.holder for each in self.leases if each is not lease])
 
     def evict(self) -> int:
         """Lets go of one leaf of the trees that share memory; see ``Shares.evict``."""
-        return self.tree.shares.evict()  # a snapshot that is not on loan lies above such a leaf
+        # A snapshot that is not on loan lies above such a leaf.
+        return self.tree.shares.evict()
 
     def clear(self) -> None:
         """Drops everything that is not on loan."""
-        for node in reversed(list(self.tree.walk())):  # parents last
-            if not node.loans:
-                self._drop(node)
+        self._drop_below(self.tree.root)
         self._settle()
 
     # what is public
@@ -311,7 +312,7 @@ class PrefixCache:
         return alone and _held_by(node, holder) and node.snapshot is None
 
     def _end(self, lease: Lease) -> Node:
-        """The node that the lease held, still locked."""
+        """The node that the lease held; the lock on it is the caller's."""
         assert lease.live
         node = lease.node
         # A row that somebody still knows must keep neither itself nor evicted blocks alive.
@@ -385,15 +386,12 @@ class PrefixCache:
                 return other
         raise AssertionError("a row borrows from a tail that ends")
 
-    def _drop_below(self, node: Node) -> None:
-        for child in list(node.children.values()):
-            self._drop_below(child)
-        self._drop(node)
-
-    def _drop(self, node: Node) -> None:
-        if node.users:
-            self.tree.ledger.evicted_tokens += node.length
-        self.tree.remove(node)
+    def _drop_below(self, top: Node) -> None:
+        """Removes what is not on loan, from ``top`` (left alone if it is the root) downwards."""
+        for node in reversed(list(self.tree.walk(top))):  # parents last
+            if not node.loans:
+                self.tree.ledger.evicted_tokens += node.length if node.users else 0
+                self.tree.remove(node)
 
 
 def _held_by(node: Node, holder: Holder | None) -> bool:

@@ -63,9 +63,13 @@ class RadixTree:
                 break
         return Match(node, pos)
 
-    def walk(self) -> Iterator[Node]:
-        """All nodes but the root, parents first; the tree must not change meanwhile. O(nodes)."""
-        stack = list(self.root.children.values())
+    def walk(self, top: Node | None = None) -> Iterator[Node]:
+        """All nodes from ``top`` (None: the root) down but for the root, parents first.
+
+        The tree must not change meanwhile. O(nodes).
+        """
+        top = top or self.root
+        stack = list(top.children.values()) if top is self.root else [top]
         while stack:
             node = stack.pop()
             yield node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from engine.draft_model import Drafts, offered
 from engine.engine import ADAPTER_SLOTS
@@ -37,12 +37,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PublicPrompt:
+    """A prompt that is prefilled when ``model`` is loaded, and lent to all trust domains.
+
+    Either a ``text``, as completions have it, or ``messages`` and ``tools`` of a chat.
+    ``adapter`` is one that the model has whenever it is loaded, None: none.
+    """
+
+    model: str
+    adapter: str | None = None
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """What is served and within which limits.
 
     The main model is described by fields of its own, as in ``ModelConfig``, and is always loaded;
     ``models`` are the others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes,
-    None: as recommended. ``adapters`` are names and directories.
+    None: as recommended. ``adapters`` are names and directories. ``public`` prompts are lent to
+    all tenants.
     """
 
     model: str
@@ -62,6 +78,7 @@ class ServiceConfig:
     num_draft_tokens: int = NUM_DRAFT_TOKENS
     memory: int | None = None
     models: tuple[ModelConfig, ...] = ()
+    public: tuple[PublicPrompt, ...] = ()
 
     @property
     def all_models(self) -> tuple[ModelConfig, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 
 from engine.adapter_files import AdapterError
+from engine.kv_memory import TenantPart
 from engine.loader import LoadError
 from engine.model_memory import ModelMemory, size
 from engine.pieces import Piece, Pieces, Weights, finish
@@ -26,6 +27,7 @@ from .metrics import Gauges
 from .neighbours import Neighbours
 from .request import Request
 from .scheduler import MOST_PASSED_OVER
+from .tenant import Tenant
 from .turns import Turns
 
 log = logging.getLogger("commons.engine")
@@ -86,6 +88,12 @@ class ModelPool:
                     if isinstance(load.piece, Future):
                         load.piece.exception()  # waits
                     self._advance()
+
+    def configure(self, tenants: Iterable[Tenant]) -> None:
+        """Divides the KV memory between ``tenants`` from now on; anybody else weighs 1."""
+        self.memory.kv.configure(
+            {t.name: TenantPart(t.weight, t.limits.cache_share) for t in tenants}
+        )
 
     # requests
 
