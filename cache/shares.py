@@ -67,6 +67,12 @@ class Account:
         self.nbytes = 0
         self.leaves: LeafQueue[Kept] = LeafQueue()
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether the tenant is above its limit and has something that it can give up."""
+        above = self.part.most is not None and self.nbytes > self.part.most
+        return above and self.leaves.first() is not None
+
     def shrink(self, size: int) -> bool:
         """Whether ``size`` more bytes are within the limit, after giving up own leaves."""
         most = self.part.most
@@ -156,8 +162,10 @@ class Shares:
 
     def trim(self) -> None:
         """Who is above its limit gives up own leaves, as long as it has any."""
-        for account in self._accounts.values():
-            account.shrink(0)
+        # What one gives up is charged to those who keep it: they may be above theirs then.
+        while any(account.shrinks for account in self._accounts.values()):
+            for account in self._accounts.values():
+                account.shrink(0)
 
     def problems(self, tree: object, nodes: Sequence[Kept]) -> Iterator[str]:
         """What is wrong with the queues for a tree that has ``nodes``."""
