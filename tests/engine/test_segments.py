@@ -98,3 +98,13 @@ def test_a_tokenizer_that_looks_beyond_the_piece_encodes_whole_texts(make):
     segments = SegmentedEncoder(made)
     for text in ("a<s>b<s> a", "<s>a", "a<eat>  b", " a <s> b "):
         assert segments.encode(text).tolist() == made.encode(text, add_special_tokens=False).ids
+
+
+def test_what_one_domain_has_sent_saves_another_nothing():
+    counting = Counting(fast())
+    segments = SegmentedEncoder(counting)
+    text = "<|im_start|>user\nHello!<|im_end|>"
+    for domain, asked in (("one", True), ("two", True), ("one", False), ("two", False)):
+        counting.asked.clear()
+        assert segments.encode(text, domain).tolist() == segments.encode(text).tolist()
+        assert ("user\nHello!" in counting.asked[:1]) == asked
