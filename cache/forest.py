@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .namespace import PUBLIC_DOMAIN, Namespace
-from .prefix_cache import NO_STATS, PrefixCache, Stats
+from .prefix_cache import PrefixCache
 from .shares import Ledger, Shares
 
 Make = Callable[[Ledger], PrefixCache]
@@ -63,6 +63,12 @@ class Forest:
         return self.ledger.nbytes
 
     @property
+    def lent(self) -> int:
+        """Bytes of what is borrowed just now, and of what is public."""
+        lending = (c for n, c in self._caches.items() if c.leases or n.domain == PUBLIC_DOMAIN)
+        return sum(cache.stats().lent for cache in lending)
+
+    @property
     def evicted_tokens(self) -> int:
         """Tokens given up so far."""
         return self.ledger.evicted_tokens
@@ -81,11 +87,6 @@ class Forest:
     def clear(self) -> None:
         """Forgets all namespaces; nothing is on loan any more."""
         self.drop(lambda _: True)
-
-    def stats(self) -> Stats:
-        """The sizes of all caches together."""
-        each = [cache.stats() for cache in self._caches.values()]
-        return Stats(*(sum(sizes) for sizes in zip(NO_STATS, *each, strict=True)))
 
     def _forget(self, namespace: Namespace) -> None:
         self._caches.pop(namespace).close()

@@ -20,8 +20,10 @@ from .node import Node
 from .public import copied, rejoin, unforked
 from .radix import RadixTree
 
-Reserve = Callable[[int], bool]
-"""Makes room for so many more bytes, by eviction if need be; False where it cannot."""
+Reserve = Callable[[int, str | None], bool]
+"""Makes room for so many more bytes, by eviction if need be; False where it cannot.
+
+With a tenant it takes nothing from others who need it more."""
 
 
 class Stats(NamedTuple):
@@ -32,9 +34,6 @@ class Stats(NamedTuple):
     nbytes: int
     lent: int
     snapshot_nbytes: int
-
-
-NO_STATS = Stats(0, 0, 0, 0, 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -93,7 +92,7 @@ class PrefixCache:
         self.leases.add(lease)
         if not length:
             return lease, 0
-        node = self._fork(prompt, length)
+        node = self._fork(prompt, length, tenant)
         if node is None:
             self.cancel(lease)
             return None
@@ -153,7 +152,7 @@ class PrefixCache:
             self.tree.extend(node, tokens[node.end :], grown)
             return True
         matched = self.tree.match(tokens).length
-        parent = self._fork(tokens, matched) if matched else self.tree.root
+        parent = self._fork(tokens, matched, lease.tenant) if matched else self.tree.root
         if parent is None:
             return False
         if matched < len(tokens):
@@ -232,7 +231,7 @@ class PrefixCache:
 
     def pin(self, tokens: array[int]) -> bool:
         """Holds ``tokens``, which must match, for ever; False where memory is lacking for a cut."""
-        node = self._fork(tokens, len(tokens))
+        node = self._fork(tokens, len(tokens), None)
         if node is not None:
             self.tree.lock(node)
             self.pinned.append(node)
@@ -267,7 +266,7 @@ class PrefixCache:
         tree = self.tree
         return Stats(tree.tokens, tree.nodes, tree.nbytes, lent, tree.snapshot_nbytes)
 
-    def _fork(self, tokens: array[int], length: int) -> Node | None:
+    def _fork(self, tokens: array[int], length: int, tenant: str | None) -> Node | None:
         """The node that ends after ``length`` matching tokens, made by a split if need be."""
         node, matched = self.tree.match(tokens[:length])
         assert matched == length
@@ -277,7 +276,7 @@ class PrefixCache:
         assert isinstance(payload, Block | Resident)
         if payload.nbytes:
             self.tree.lock(node)  # making room must not evict what is about to be cut
-            fits = self.reserve(payload.nbytes)
+            fits = self.reserve(payload.nbytes, tenant)
             self.tree.unlock(node)
             if not fits:
                 return None
@@ -287,7 +286,7 @@ class PrefixCache:
     def _materialise(self, path: Sequence[Node]) -> bool:
         """Makes nodes that point into rows' tails blocks of their own; those rows borrow too."""
         residents = [n for n in path if isinstance(n.payload, Resident)]
-        if not self.reserve(sum(self._block_bytes(n) for n in residents)):
+        if not self.reserve(sum(self._block_bytes(n) for n in residents), None):
             return False
         ends: dict[Holder, int] = {}
         for node in residents:
@@ -350,7 +349,9 @@ class PrefixCache:
     def _copy_out(self, node: Node) -> bool:
         assert isinstance(node.payload, Resident)
         size = self._block_bytes(node)
-        if not (self.tree.shares.admit(node.users, size) and self.reserve(size)):
+        # One tenant's alone is not kept at the cost of others, who need what they have more.
+        tenant = node.users[0] if len(node.users) == 1 else None
+        if not (self.tree.shares.admit(node.users, size) and self.reserve(size, tenant)):
             return False
         block = node.payload.block()
         self.tree.set_payload(node, block)
@@ -363,7 +364,7 @@ class PrefixCache:
             assert isinstance(node.payload, Block)
             if not unforked(upper, node) or upper.length > node.length:
                 return
-            if not self.reserve(upper.payload.nbytes + node.payload.nbytes):
+            if not self.reserve(upper.payload.nbytes + node.payload.nbytes, None):
                 return
             self.tree.merge(node, Block.concat([upper.payload, node.payload]))
 

@@ -8,6 +8,7 @@ of a node its users, how recent it is, and how to let it go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from .leaf_queue import Leaf, LeafQueue
@@ -53,7 +54,20 @@ class Part(NamedTuple):
     most: int | None = None
 
 
+class Claim(NamedTuple):
+    """Who wants ``size`` bytes: a tenant, or None, who may take from all.
+
+    A tenant takes from itself, and from those that would still have more than it has then, for
+    their weights. ``rows`` are bytes by tenant that running rows hold beside what is cached.
+    """
+
+    user: str | None = None
+    size: int = 0
+    rows: Mapping[str, int] = MappingProxyType({})
+
+
 EQUAL = Part()
+NO_CLAIM = Claim()
 
 
 class Account:
@@ -130,26 +144,30 @@ class Shares:
         for each in node.users if user is None else (user,):
             self._account(each).leaves.forget(node)
 
-    def first(self) -> tuple[Kept, str] | None:
+    def first(self, claim: Claim = NO_CLAIM) -> tuple[Kept, str] | None:
         """The leaf that goes next, and who gives it up; None where all is on loan.
 
         It is the least recently used one of the tenant that takes most for its weight, among
-        those that have one. Runtime complexity: O(tenants), amortised O(log nodes) each.
+        those that have one, and that ``claim`` may take from. Runtime complexity: O(tenants),
+        amortised O(log nodes) each.
         """
+        rows, level = claim.rows, -1.0
+        if claim.user is not None:
+            own = self._account(claim.user)
+            level = (own.nbytes + rows.get(claim.user, 0) + claim.size) / own.part.weight
         found: tuple[Kept, str] | None = None
         least: tuple[float, int] | None = None
         for user, account in self._accounts.items():
-            leaf = account.leaves.first()
-            if leaf is None:
+            taken = (account.nbytes + rows.get(user, 0)) / account.part.weight
+            if (taken <= level and user != claim.user) or not (leaf := account.leaves.first()):
                 continue
-            rank = -account.nbytes / account.part.weight, leaf.last_used
-            if least is None or rank < least:
-                found, least = (leaf, user), rank
+            if least is None or (-taken, leaf.last_used) < least:
+                found, least = (leaf, user), (-taken, leaf.last_used)
         return found
 
-    def evict(self) -> int:
+    def evict(self, claim: Claim = NO_CLAIM) -> int:
         """Lets the next leaf go; the bytes freed (0 while others keep it), or -1 for none left."""
-        found = self.first()
+        found = self.first(claim)
         return -1 if found is None else found[0].give_up(found[1])
 
     def admit(self, users: Sequence[str], size: int) -> bool:

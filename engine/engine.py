@@ -6,7 +6,8 @@ Synchronous; everything happens on the engine thread. Knows nothing of queues or
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -83,7 +84,9 @@ class Engine:
         self.forest = Forest(self._make_cache, memory.shares)
         row_bytes = RowBytes(self.network.state_bytes, 0 if lends else self.token_bytes)
         pools = [self.pool] if self.drafter is None else [self.pool, self._draft_pool]
-        self.budget = Budget(memory, pools, self.forest, row_bytes, self._row_lengths)
+        self.budget = Budget(
+            memory, pools, self.forest, row_bytes, self._row_lengths, self._row_bytes
+        )
         loras = Adapters(self.model)
         self.adapters = AdapterStore(loras, adapter_slots, self._forget_adapter)
         self.decoding = Decoding(self.network, loras)
@@ -104,9 +107,9 @@ class Engine:
         """Tokens that went through the model and were kept."""
         return self._prefilled_tokens + self.decoding.input_tokens
 
-    def reserve(self, size: int) -> bool:
-        """Whether ``size`` more bytes fit, after evicting as much as that takes."""
-        return self.budget.reserve(size)
+    def reserve(self, size: int, tenant: str | None = None) -> bool:
+        """Whether ``size`` more bytes fit; see ``KvMemory.reserve``."""
+        return self.budget.reserve(size, tenant)
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens could ever be served within the budget."""
@@ -164,7 +167,7 @@ class Engine:
             # No memory to cut the last block: do with those that match as they are.
             tries.append(hit._replace(length=hit.whole))
         if hit.length and not self._rows:
-            # Alone, there is nobody to wait for: what is cached must not stand in the way.
+            # Nor must what is cached of the prompt itself stand in the way then.
             tries.append(hit._replace(length=0, snapshot=None))
         for each in tries:
             row = self._start(request_id, tokens, sampling, boundaries, each, variant, borrower)
@@ -195,10 +198,11 @@ class Engine:
         by_model = drafting is not None and drafting.name != NGRAM
         pool = self._draft_pool if by_model else self.pool
         spare = self.budget.spare(len(tokens))
-        tail = None
+        # Alone, there is nobody to wait for.
+        tail, tenant = None, borrower.tenant if self.budget.memory_in_use else None
         if self.attention == "lent":
-            tail = Tail.take(pool, anchor, round_capacity(len(tokens) - anchor), spare)
-        if tail is None and (self.attention == "lent" or not self.reserve(spare)):
+            tail = Tail.take(pool, anchor, round_capacity(len(tokens) - anchor), spare, tenant)
+        if tail is None and (self.attention == "lent" or not self.reserve(spare, tenant)):
             cache.cancel(lease)
             return None
         states = self._states(hit, cache, lease)
@@ -319,6 +323,13 @@ class Engine:
     def _row_lengths(self) -> list[int]:
         return [len(row.tokens) for row in self._rows]
 
+    def _row_bytes(self) -> Mapping[str, int]:
+        sizes: Counter[str] = Counter()
+        for row in self._rows:
+            size = len(row.tokens) * self.token_bytes if row.tail is None else row.tail.nbytes
+            sizes[row.borrower.tenant] += size
+        return sizes
+
     def _forget_adapter(self, digest: str) -> None:
         self.forest.drop(lambda namespace: namespace.adapter == digest)
 
@@ -354,7 +365,8 @@ class Engine:
         if not self.stateful or not row.cache.wants_snapshot(row.lease, row.length):
             return
         states = {i: s for i, s in row.single_states().items() if type(s) is not KVCache}
-        if row.cache.admits(row.lease, nbytes(states)) and self.reserve(nbytes(states)):
+        size = nbytes(states)
+        if row.cache.admits(row.lease, size) and self.reserve(size, row.borrower.tenant):
             kept = take_snapshot(states)
             row.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
 

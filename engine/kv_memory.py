@@ -5,10 +5,11 @@ Owned by the engine thread. Knows of a model only its trees and what it holds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from cache.shares import Part, Shares
+from cache.shares import Claim, Part, Shares
 
 
 class Holder(Protocol):
@@ -17,6 +18,10 @@ class Holder(Protocol):
     @property
     def held(self) -> int:
         """Bytes that its rows and trees hold or were promised."""
+        ...
+
+    def rows(self) -> Mapping[str, int]:
+        """Bytes that the running rows of each tenant hold beside what is cached."""
         ...
 
 
@@ -78,11 +83,30 @@ class KvMemory:
         """Counts a model no longer; it holds nothing any more."""
         self._holders.remove(holder)
 
-    def reserve(self, size: int) -> bool:
-        """Whether ``size`` more bytes fit, after evicting as much as that takes."""
+    @property
+    def in_use(self) -> bool:
+        """Whether any row runs, so that its end can be waited for."""
+        return bool(self._rows())
+
+    def _rows(self) -> Counter[str]:
+        rows: Counter[str] = Counter()
+        for holder in self._holders:
+            rows.update(holder.rows())
+        return rows
+
+    def reserve(self, size: int, tenant: str | None = None) -> bool:
+        """Whether ``size`` more bytes fit, after evicting as much as that takes.
+
+        For a ``tenant`` nothing is taken from who would then have less for its weight: it waits,
+        or does without. None: it has to be, whoever gives up.
+        """
         missing = sum(h.held for h in self._holders) + size - self._limit
+        if missing <= 0:
+            return True
+        rows = self._rows()
+        claim = Claim(tenant, size, rows)
         while missing > 0:
-            freed = self.shares.evict()
+            freed = self.shares.evict(claim)
             if freed < 0:
                 return False
             missing -= freed

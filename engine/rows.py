@@ -37,10 +37,17 @@ class Tail:
     anchor: int
 
     @staticmethod
-    def take(pool: SlabPool, anchor: int, capacity: int, spare: int = 0) -> Tail | None:
-        """A tail from ``anchor`` on; ``None`` where memory is lacking."""
-        taken = pool.take(Tail, capacity, spare)
+    def take(
+        pool: SlabPool, anchor: int, capacity: int, spare: int = 0, tenant: str | None = None
+    ) -> Tail | None:
+        """A tail from ``anchor`` on; ``None`` where memory is lacking (for ``tenant``)."""
+        taken = pool.take(Tail, capacity, spare, tenant)
         return None if taken is None else Tail(pool, *taken, anchor)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slot."""
+        return self.slab.capacity * self.pool.token_bytes
 
     @property
     def capacity(self) -> int:

@@ -63,7 +63,7 @@ class Bench:
         bench.cache = cache
         return bench
 
-    def reserve(self, size: int) -> bool:
+    def reserve(self, size: int, tenant: str | None) -> bool:
         while self.cache.tree.nbytes + size > self.budget:
             if not self.evicting or self.cache.evict() < 0:
                 return False

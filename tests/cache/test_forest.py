@@ -10,7 +10,7 @@ import pytest
 from cache.forest import Forest
 from cache.leaf_queue import LeafQueue
 from cache.namespace import Namespace
-from cache.prefix_cache import PrefixCache, Stats
+from cache.prefix_cache import PrefixCache
 from cache.radix import RadixTree
 
 ONE, TWO, THREE = (Namespace("m", adapter) for adapter in ("", "x", "y"))
@@ -22,7 +22,9 @@ class Bytes:
 
 
 def forest() -> Forest:
-    return Forest(lambda ledger: PrefixCache(reserve=lambda _: True, tree=RadixTree(ledger)))
+    return Forest(
+        lambda ledger: PrefixCache(reserve=lambda size, tenant: True, tree=RadixTree(ledger))
+    )
 
 
 def put(cache: PrefixCache, first: int, nbytes: int = 10):
@@ -70,11 +72,14 @@ def test_a_dropped_namespace_starts_empty_again():
 
 def test_sizes_are_added_up():
     made = forest()
-    assert made.stats() == Stats(0, 0, 0, 0, 0)
+    assert (made.nbytes, made.lent) == (0, 0)
     put(made.of(ONE), 1, 3)
-    put(made.of(TWO), 1, 4)
-    assert made.stats() == Stats(4, 2, 7, 0, 0)
-    assert made.nbytes == 7
+    held = put(made.of(TWO), 1, 4)
+    assert (made.nbytes, made.lent) == (7, 0)
+    lease, _ = made.of(TWO).lend(array("i", [1, 2, 0]), 2)
+    assert (made.nbytes, made.lent) == (7, 4)
+    made.of(TWO).cancel(lease)
+    assert held.loans == made.lent == 0
 
 
 def domain(number: int) -> Namespace:

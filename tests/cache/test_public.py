@@ -24,7 +24,7 @@ LIBRARY, ONE, TWO = (Namespace("m", domain=d) for d in (PUBLIC_DOMAIN, "one", "t
 def forest(keeping: Keeping | None = None, stateful: bool = False) -> Forest:
     def make(ledger) -> PrefixCache:
         return PrefixCache(
-            reserve=lambda _: True,
+            reserve=lambda size, tenant: True,
             keeping=keeping or lend_all(),
             stateful=stateful,
             tree=RadixTree(ledger),

@@ -11,7 +11,7 @@ import pytest
 
 from cache.node import Node
 from cache.radix import RadixTree
-from cache.shares import Ledger, Part, Shares
+from cache.shares import Claim, Ledger, Part, Shares
 
 
 @dataclass(frozen=True)
@@ -222,3 +222,28 @@ def test_memory_is_divided_max_min_fairly(seed):
     for user in weights:
         if charged[user] < wanted[user]:
             assert charged[user] / weights[user] >= level - 20 / min(weights.values())
+
+
+def test_a_claim_takes_nothing_from_who_would_have_less():
+    tree = RadixTree()
+    for i in range(10):
+        put(tree, i, 10, "a")
+    assert tree.shares.first(Claim("b", 90)) is not None
+    assert tree.shares.first(Claim("b", 100)) is None
+    assert tree.shares.first(Claim("b", 50, {"b": 50})) is None, "with what its rows hold"
+    assert tree.shares.first(Claim("b", 100, {"a": 1})) is not None
+    assert tree.shares.first(Claim("a", 1 << 40)) is not None, "its own"
+    assert tree.shares.first(Claim(None, 1 << 40)) is not None
+    tree.shares.configure({"b": Part(2.0)})
+    assert tree.shares.first(Claim("b", 190)) is not None
+    assert tree.shares.first(Claim("b", 200)) is None
+
+
+def test_who_has_more_with_its_rows_gives_up_first():
+    tree = RadixTree()
+    put(tree, 1, 30, "a")
+    put(tree, 2, 10, "b")
+    rows = {"b": 25}
+    assert tree.shares.first(Claim(rows=rows)) == (tree.match([2]).node, "b")
+    assert tree.shares.evict(Claim("c", 5, rows)) == 10
+    assert tree.shares.evict(Claim("c", 5, rows)) == 30
