@@ -16,6 +16,7 @@ from typing import Any
 from cache.loan import NOBODY
 
 MOST_CHARACTERS = 1 << 25  # of text whose tokens are kept
+ENTRY = 100  # characters; what keeping a piece costs beside its text
 # Where tokenizers differ between a piece on its own and a piece in a text: at its edges.
 SAMPLES = ("a", " b c ", "\n\nd", "", " ", "é\n", "  if x:\n\t")
 
@@ -69,10 +70,10 @@ class SegmentedEncoder:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made
-                self._characters += len(text)
+                self._characters += len(text) + ENTRY
             while self._characters > self._most:
                 oldest, _ = self._kept.popitem(last=False)
-                self._characters -= len(oldest[1])
+                self._characters -= len(oldest[1]) + ENTRY
         return made
 
     def _encode(self, text: str) -> array[int]:

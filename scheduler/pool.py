@@ -90,7 +90,10 @@ class ModelPool:
                     self._advance()
 
     def configure(self, tenants: Iterable[Tenant]) -> None:
-        """Divides the KV memory between ``tenants`` from now on; anybody else weighs 1."""
+        """Divides the KV memory between ``tenants`` from now on; anybody else weighs 1.
+
+        After ``start``, for before that it is not known how much there is.
+        """
         self.memory.kv.configure(
             {t.name: TenantPart(t.weight, t.limits.cache_share) for t in tenants}
         )

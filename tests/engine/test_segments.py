@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 
 from engine import embedded
-from engine.segments import SegmentedEncoder
+from engine.segments import ENTRY, SegmentedEncoder
 
 
 @cache
@@ -61,7 +61,7 @@ def test_only_what_is_new_is_tokenised():
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes():
     counting = Counting(fast())
-    segments = SegmentedEncoder(counting, most_characters=10)
+    segments = SegmentedEncoder(counting, most_characters=2 * (4 + ENTRY) + 2)
     for text in ("aaaa", "bbbb", "aaaa", "cccc"):
         segments.encode(text)
     counting.asked.clear()
