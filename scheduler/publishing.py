@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 
 from engine.loader import LoadError
 from engine.pieces import Pieces
@@ -31,24 +32,29 @@ def going_public(
     for number, prompt in enumerate(prompts, 1):
         yield None
         progress(f"computing public prompt {number} of {len(prompts)}")
-        tokens = _tokens(prompt, tokenizer, started.loaded.max_context)
+        tokens, boundaries = _rendered(prompt, tokenizer, started.loaded.max_context)
         variant = Variant(prompt.adapter, next(iter(started.drafts.names), None))
         try:
-            yield from publishing(started.engine, tokens, (), variant)
+            yield from publishing(started.engine, tokens, boundaries, variant)
         except PublicError as error:
             raise LoadError(f"{error}: give more --kv-memory, or publish less") from error
 
 
-def _tokens(prompt: PublicPrompt, tokenizer: Tokenizer, context: int) -> tuple[int, ...]:
-    messages = prompt.messages or ()
+def _rendered(
+    prompt: PublicPrompt, tokenizer: Tokenizer, context: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Its tokens, and where other conversations with the same system prompt part from it."""
+    messages = tuple(prompt.messages or ())
+    leading = tuple(takewhile(lambda message: message.get("role") == "system", messages))
     if prompt.text is None and not tokenizer.has_chat_template:
         raise LoadError("the model has no chat template: a public prompt for it must be a text")
     try:
         tokens = tokenizer.beginning(prompt.text, messages, prompt.tools)
+        system = tokenizer.beginning(None, leading, prompt.tools) if leading != messages else ()
     except PromptError as error:
         raise LoadError(f"a public prompt cannot be rendered: {error}") from error
     if not 0 < len(tokens) < context:
         raise LoadError(
             f"a public prompt of {len(tokens)} tokens cannot be lent: the context is {context}"
         )
-    return tokens
+    return tokens, (len(system),) if 0 < len(system) < len(tokens) else ()

@@ -62,6 +62,20 @@ def test_conversations_of_every_domain_begin_with_a_public_system_prompt(family)
     live.engine.close()
 
 
+def test_states_are_kept_where_the_system_prompt_of_a_public_conversation_ends():
+    said = (
+        SYSTEM,
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Well met."},
+    )
+    live = load(str(model_dir("qwen3_next")), PublicPrompt("m", messages=said))
+    tokenizer = live.facts.tokenizer
+    whole, system = (len(tokenizer.beginning(messages=m)) for m in (said, said[:1]))
+    assert found(live, tokenizer.chat(asked("Go on", *said)).tokens, "any") == whole
+    assert found(live, tokenizer.chat(asked("Else", SYSTEM)).tokens, "any") == system < whole
+    live.engine.close()
+
+
 def test_tools_texts_and_defaults_are_what_requests_render_to():
     tools = (TOOL,)
     live = load(
