@@ -15,7 +15,7 @@ SAMPLES, SAMPLE = 8, 64 << 10  # of a larger file: how many places, and bytes at
 HEADER = 100_000_000  # bytes; what the safetensors format allows its header
 
 
-PUBLIC_DOMAIN = ""  # what it holds is lent to all; no tenant's domain has this name
+PUBLIC_DOMAIN = "\0public"  # what it holds is lent to all; no name of a tenant's domain is such
 
 
 class Namespace(NamedTuple):
