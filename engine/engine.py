@@ -167,7 +167,7 @@ class Engine:
             # No memory to cut the last block: do with those that match as they are.
             tries.append(hit._replace(length=hit.whole))
         if hit.length and not self._rows:
-            # Nor must what is cached of the prompt itself stand in the way then.
+            # Alone, there is nobody to wait for: what is cached must not stand in the way.
             tries.append(hit._replace(length=0, snapshot=None))
         for each in tries:
             row = self._start(request_id, tokens, sampling, boundaries, each, variant, borrower)
@@ -198,7 +198,7 @@ class Engine:
         by_model = drafting is not None and drafting.name != NGRAM
         pool = self._draft_pool if by_model else self.pool
         spare = self.budget.spare(len(tokens))
-        # Alone, there is nobody to wait for.
+        # As long as a row runs, what others need more can be waited for.
         tail, tenant = None, borrower.tenant if self.budget.memory_in_use else None
         if self.attention == "lent":
             tail = Tail.take(pool, anchor, round_capacity(len(tokens) - anchor), spare, tenant)
