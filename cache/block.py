@@ -77,6 +77,32 @@ class Block:
         return Block.copied([b.layers for b in blocks], sum(b.length for b in blocks))
 
 
+class PublicBlock(Block):
+    """The tokens [start, stop) of another tree's block, which outlives this one.
+
+    It costs no bytes of its own, and none where it is cut: its parts are views.
+    """
+
+    __slots__ = ("base", "start", "stop")
+
+    def __init__(self, base: Block, start: int, stop: int) -> None:
+        assert 0 <= start < stop <= base.length
+        whole = stop - start == base.length
+        super().__init__(base.layers if whole else base.tokens(start, stop), stop - start)
+        self.nbytes = 0
+        self.base, self.start, self.stop = base, start, stop
+
+    def split(self, at: int) -> tuple[PublicBlock, PublicBlock]:
+        """The same tokens as two payloads, [0, at) and [at, length)."""
+        cut = self.start + at
+        return PublicBlock(self.base, self.start, cut), PublicBlock(self.base, cut, self.stop)
+
+    def joined(self, after: PublicBlock) -> PublicBlock:
+        """The whole of two parts of one block, of which ``after`` follows this one."""
+        assert self.base is after.base and self.stop == after.start
+        return PublicBlock(self.base, self.start, after.stop)
+
+
 class Holder(Protocol):
     """A running row, as far as the cache needs to know it."""
 

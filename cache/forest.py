@@ -1,4 +1,4 @@
-"""The prefix caches of one model, one per namespace, that share memory and give it up in one order.
+"""The prefix caches of one model, one per namespace, that share memory.
 
 Owned by the engine thread. Knows nothing of models or of scheduling.
 """
@@ -7,32 +7,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .namespace import Namespace
-from .prefix_cache import NO_STATS, PrefixCache, Stats
-from .radix import Clock
+from .namespace import PUBLIC_DOMAIN, Namespace
+from .prefix_cache import PrefixCache
+from .shares import Ledger, Shares
 
-Make = Callable[[Clock], PrefixCache]
+Make = Callable[[Ledger], PrefixCache]
 
 
 class Forest:
-    """Prefix caches by namespace; ``make`` makes one whose tree runs on the common clock.
+    """Prefix caches by namespace; ``make`` makes one whose tree counts in the common ledger.
 
-    What was used least recently in any namespace is given up first. Forests that give up memory
-    for each other share a ``clock``, too.
+    Forests that give up memory for each other have the same ``shares``. A cache that holds nothing
+    any more is forgotten, so that trust domains that are not seen again cost nothing.
+
+    What the namespace with the ``PUBLIC_DOMAIN`` has is also in all others that differ from it
+    in their domain alone; so it is complete before the first of them is made.
     """
 
-    def __init__(self, make: Make, clock: Clock | None = None) -> None:
+    def __init__(self, make: Make, shares: Shares | None = None) -> None:
         self._make = make
-        self._clock = clock or Clock()
+        self.ledger = Ledger(shares)
         self._caches: dict[Namespace, PrefixCache] = {}
-        self._evicted = 0  # in namespaces that are gone
 
     def of(self, namespace: Namespace) -> PrefixCache:
-        """The cache of ``namespace``, made where there is none yet."""
+        """The cache of ``namespace``, made where there is none; its first lease keeps it."""
         cache = self._caches.get(namespace)
         if cache is None:
-            cache = self._caches[namespace] = self._make(self._clock)
+            cache = self._caches[namespace] = self._make(self.ledger)
+            cache.idle = lambda: self._forget(namespace)
+            public = self._caches.get(namespace._replace(domain=PUBLIC_DOMAIN))
+            if public is not None and public is not cache:
+                cache.seed(public)
         return cache
+
+    def find(self, namespace: Namespace) -> PrefixCache | None:
+        """A cache that knows what that of ``namespace`` would know, if there is any."""
+        public = namespace._replace(domain=PUBLIC_DOMAIN)
+        return self._caches.get(namespace) or self._caches.get(public)
+
+    def unseen(self, namespace: Namespace) -> bool:
+        """Whether no domain has a cache for what ``namespace`` names but for its domain."""
+        name = namespace._replace(domain=PUBLIC_DOMAIN)
+        others = (n for n in self._caches if n.domain != PUBLIC_DOMAIN)
+        return all(other._replace(domain=PUBLIC_DOMAIN) != name for other in others)
+
+    def __len__(self) -> int:
+        return len(self._caches)
 
     def __iter__(self) -> Iterator[PrefixCache]:
         return iter(self._caches.values())
@@ -40,46 +60,33 @@ class Forest:
     @property
     def nbytes(self) -> int:
         """Bytes of all trees."""
-        return sum(cache.tree.nbytes for cache in self._caches.values())
+        return self.ledger.nbytes
+
+    @property
+    def lent(self) -> int:
+        """Bytes of what is borrowed just now, and of what is public."""
+        lending = (c for n, c in self._caches.items() if c.leases or n.domain == PUBLIC_DOMAIN)
+        return sum(cache.stats().lent for cache in lending)
 
     @property
     def evicted_tokens(self) -> int:
         """Tokens given up so far."""
-        return self._evicted + sum(cache.evicted_tokens for cache in self._caches.values())
-
-    def oldest(self) -> int | None:
-        """When the leaf was last used that ``evict`` would drop; None where there is none."""
-        found = self._oldest()
-        return None if found is None else found[0]
+        return self.ledger.evicted_tokens
 
     def evict(self) -> int:
-        """Drops the least recently used leaf of all that are not on loan; its bytes, or -1."""
-        found = self._oldest()
-        return -1 if found is None else found[1].evict()
+        """Lets the next leaf go of all that share memory; see ``Shares.evict``."""
+        return self.ledger.shares.evict()
 
-    def _oldest(self) -> tuple[int, PrefixCache] | None:
-        """The cache with the least recently used leaf, and when that was."""
-        found: tuple[int, PrefixCache] | None = None
-        for cache in self._caches.values():
-            leaf = cache.tree.evictable()
-            if leaf is not None and (found is None or leaf.last_used < found[0]):
-                found = leaf.last_used, cache
-        return found
-
-    def drop(self, namespace: Namespace) -> None:
-        """Forgets a namespace, of which nothing is on loan any more."""
-        cache = self._caches.pop(namespace, None)
-        if cache is not None:
-            cache.clear()
-            assert not cache.tree.nodes, "something is on loan"
-            self._evicted += cache.evicted_tokens
+    def drop(self, chosen: Callable[[Namespace], bool]) -> None:
+        """Forgets the chosen namespaces, of which nothing is on loan any more."""
+        # Public ones last: the others have views of their blocks.
+        order = sorted(filter(chosen, self._caches), key=lambda n: n.domain == PUBLIC_DOMAIN)
+        for namespace in order:
+            self._caches.pop(namespace).close()
 
     def clear(self) -> None:
         """Forgets all namespaces; nothing is on loan any more."""
-        for namespace in list(self._caches):
-            self.drop(namespace)
+        self.drop(lambda _: True)
 
-    def stats(self) -> Stats:
-        """The sizes of all caches together."""
-        each = [cache.stats() for cache in self._caches.values()]
-        return Stats(*(sum(sizes) for sizes in zip(NO_STATS, *each, strict=True)))
+    def _forget(self, namespace: Namespace) -> None:
+        self._caches.pop(namespace).close()

@@ -1,11 +1,11 @@
-"""The order in which the leaves of a tree are given up: least recently used first.
+"""The order in which the leaves of trees are given up: least recently used first.
 
 Owned by the engine thread. Knows of a node only its recency and what keeps it in the tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
@@ -18,6 +18,11 @@ class Leaf(Protocol):
     serial: int
     last_used: int
     loans: int
+
+    @property
+    def tree(self) -> object:
+        """Where it stands."""
+        ...
 
     @property
     def children(self) -> Sized:
@@ -73,23 +78,11 @@ class LeafQueue(Generic[N]):
                 return node
         return None
 
-    def __iter__(self) -> Iterator[N]:
-        """All candidates in order; see ``RadixTree.lru_leaves``. Amortised O(log nodes) each."""
-        passed = []
-        try:
-            while (node := self.first()) is not None:
-                passed.append(heappop(self._heap))
-                yield node
-        finally:
-            for entry in passed:
-                if entry[1] in self._queued:
-                    heappush(self._heap, entry)
-
-    def problems(self, nodes: list[N]) -> Iterator[str]:
-        """What is wrong with the queue of a tree that has ``nodes`` (none of it being iterated)."""
+    def problems(self, nodes: Sequence[N], tree: object = None) -> Iterator[str]:
+        """What is wrong with the queue, where ``tree`` has ``nodes``; there may be other trees."""
         live = {node.serial: node for node in nodes}
         for serial, node in self._queued.items():
-            if live.get(serial) is not node:
+            if node.tree is tree and live.get(serial) is not node:
                 yield f"{node} is queued and not in the tree"
         for node in nodes:
             if not (node.children or node.loans or node.serial in self._queued):

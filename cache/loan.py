@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 NOBODY = "default"
-PUBLIC = "public"  # whose are the prompts that are lent to everybody
+PUBLIC = "public"  # to whom the prompts that are lent to all domains belong
 
 
 class Borrower(NamedTuple):

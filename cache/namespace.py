@@ -15,6 +15,9 @@ SAMPLES, SAMPLE = 8, 64 << 10  # of a larger file: how many places, and bytes at
 HEADER = 100_000_000  # bytes; what the safetensors format allows its header
 
 
+PUBLIC_DOMAIN = "\0public"  # what it holds is lent to all; no name of a tenant's domain is such
+
+
 class Namespace(NamedTuple):
     """The name of one prefix tree. Requests of different namespaces never see each other's KV.
 

@@ -13,26 +13,17 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from .block import Block, Holder, Resident
-from .radix import Node, RadixTree
+from .keeping import Keeping, adoptable
+from .lease import NO_HIT, Hit, Lease, owed
+from .loan import NOBODY, Loan
+from .node import Node
+from .public import copied, rejoin, unforked
+from .radix import RadixTree
 
-Reserve = Callable[[int], bool]
-"""Makes room for so many more bytes, by eviction if need be; False where it cannot."""
+Reserve = Callable[[int, str | None], bool]
+"""Makes room for so many more bytes, by eviction if need be; False where it cannot.
 
-
-class Hit(NamedTuple):
-    """What the tree has for a prompt.
-
-    ``length`` tokens can be reused, ``whole`` of them without cutting a block. ``kv_length``
-    tokens match: more than ``length`` where a layer that cannot be cut has no snapshot that deep.
-    """
-
-    length: int
-    whole: int
-    kv_length: int
-    snapshot: object | None
-
-
-NO_HIT = Hit(0, 0, 0, None)
+With a tenant it takes nothing from others who need it more."""
 
 
 class Stats(NamedTuple):
@@ -45,42 +36,14 @@ class Stats(NamedTuple):
     snapshot_nbytes: int
 
 
-NO_STATS = Stats(0, 0, 0, 0, 0)
-
-
-@dataclass(eq=False, slots=True)
-class Lease:
-    """A row's hold on the path to ``node``; released exactly once.
-
-    ``holder`` is the row, once it has KV of its own in the tree.
-    """
-
-    node: Node
-    live: bool = True
-    holder: Holder | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Keeping:
-    """Whether a borrowed, otherwise unused block moves into the borrower's tail.
-
-    Every lent node costs operations per layer and step, a move costs one copy. A block of
-    ``most`` tokens or fewer is moved; one with more than ``forks`` continuations is wanted by
-    others and stays.
-    """
-
-    most: int = 1024
-    forks: int = 2
-    scrap: int = 64  # tokens; a shorter piece at the end is copied even while others borrow it
-
-
 @dataclass(eq=False, slots=True)
 class PrefixCache:
     """Facade over one radix tree.
 
     ``stateful`` marks a model with layers whose state cannot be cut: a hit then ends at a
     snapshot. ``copying`` marks one whose rows copy all they borrow (anchor 0) and keep nothing
-    for the tree. ``reserve`` is asked before any bytes are allocated.
+    for the tree. ``reserve`` is asked before any bytes are allocated. ``idle`` is called when
+    nothing is cached or on loan any more, but for what is public.
     """
 
     reserve: Reserve
@@ -89,8 +52,17 @@ class PrefixCache:
     enabled: bool = True
     keeping: Keeping = field(default_factory=Keeping)
     tree: RadixTree = field(default_factory=RadixTree)
-    evicted_tokens: int = 0
     leases: set[Lease] = field(default_factory=set)
+    pinned: list[Node] = field(default_factory=list)
+    idle: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.tree.gave_up = self._settle
+
+    @property
+    def evicted_tokens(self) -> int:
+        """Tokens given up so far, in all trees of the ledger."""
+        return self.tree.ledger.evicted_tokens
 
     def lookup(self, prompt: array[int]) -> Hit:
         """What can be reused of ``prompt``: at most all but its last token. Changes nothing."""
@@ -106,30 +78,43 @@ class PrefixCache:
             return NO_HIT._replace(kv_length=length)
         return Hit(deepest.end, deepest.end, length, deepest.snapshot)
 
-    def lend(self, prompt: array[int], length: int) -> tuple[Lease, int] | None:
-        """Holds the first ``length`` tokens of ``prompt``, which must match.
+    def lend(
+        self, prompt: array[int], length: int, tenant: str = NOBODY
+    ) -> tuple[Lease, int] | None:
+        """Holds the first ``length`` tokens of ``prompt``, which must match, for a ``tenant``.
 
         Returns the lease and the anchor up to which they stay lent: what lies between anchor
         and ``length`` is not worth lending, and the row is expected to ``adopt`` it. ``None``
         where there is no memory to cut a block or to take one out of another row.
         """
+        # From here on it is not idle, whatever is evicted on the way.
+        lease = Lease(self.tree.root, tenant)
+        self.leases.add(lease)
         if not length:
-            return self._lease(self.tree.root), 0
-        node = self._fork(prompt, length)
+            return lease, 0
+        node = self._fork(prompt, length, tenant)
         if node is None:
+            self.cancel(lease)
             return None
-        self.tree.lock(node)
+        self._move_lock(lease, node)
         path = node.path()
-        kept = len(path) if self.copying else self._adoptable(path)
+        kept = len(path) if self.copying else adoptable(path, self.keeping)
         if not self._materialise(path if self.copying else path[: len(path) - kept]):
-            self.tree.unlock(node)
+            self.cancel(lease)
             return None
         self.tree.touch(node)
-        return self._lease(node), path[-1 - kept].end if kept < len(path) else 0
+        return lease, path[-1 - kept].end if kept < len(path) else 0
+
+    def borrow(self, lease: Lease) -> Loan:
+        """The row has started: its tenant uses what it was lent. What it owes to whom."""
+        loan = owed(lease.node.path(), lease.tenant)
+        self.tree.use(lease.node, lease.tenant)
+        return loan
 
     def cancel(self, lease: Lease) -> None:
         """Ends a lease whose row was not started after all."""
         self.tree.unlock(self._end(lease))
+        self._settle()
 
     def adopt(self, lease: Lease, holder: Holder) -> None:
         """The row has copied what follows its anchor: blocks nobody else uses are dropped."""
@@ -155,23 +140,25 @@ class PrefixCache:
     def commit(self, lease: Lease, holder: Holder, tokens: array[int]) -> bool:
         """Puts the KV of ``tokens`` (all of the row so far) into the tree, without a copy.
 
+        What the tree has of them already is the tenant's, too: its row has computed it itself.
         False where memory to cut a block was lacking; nothing has changed then.
         """
         node = lease.node
         lease.holder = holder
         if not self.enabled or node.end >= len(tokens):
             return True
-        if self._extendable(node, holder):
+        if self._extendable(lease):
             grown = Resident(holder, node.start, len(tokens) - node.start)
             self.tree.extend(node, tokens[node.end :], grown)
             return True
         matched = self.tree.match(tokens).length
-        parent = self._fork(tokens, matched) if matched else self.tree.root
+        parent = self._fork(tokens, matched, lease.tenant) if matched else self.tree.root
         if parent is None:
             return False
         if matched < len(tokens):
             rest = Resident(holder, matched, len(tokens) - matched)
-            parent = self.tree.insert(parent, tokens[matched:], rest)
+            parent = self.tree.insert(parent, tokens[matched:], rest, lease.tenant)
+        self.tree.use(parent, lease.tenant)
         self._move_lock(lease, parent)
         if self.copying and isinstance(parent.payload, Resident):
             return self._copy_out(parent)
@@ -193,9 +180,16 @@ class PrefixCache:
             holder.rehome(path[-1].end)
 
     def wants_snapshot(self, lease: Lease, end: int) -> bool:
-        """Whether the leased path ends after exactly ``end`` tokens and has no state there."""
+        """Whether the leased path ends after exactly ``end`` tokens and has no state there.
+
+        A public prompt has those that it was published with: others could never be evicted.
+        """
         node = lease.node
-        return self.enabled and node.end == end > 0 and node.snapshot is None
+        return self.enabled and node.end == end > 0 and node.snapshot is None and bool(node.users)
+
+    def admits(self, lease: Lease, nbytes: int) -> bool:
+        """Whether the lease's tenant may keep so much more; own leaves may have to go for it."""
+        return self.tree.shares.admit((lease.tenant,), nbytes)
 
     def snapshot(self, lease: Lease, end: int, state: object, nbytes: int) -> None:
         """Keeps ``state``, valid after exactly ``end`` tokens, where ``wants_snapshot``."""
@@ -204,9 +198,16 @@ class PrefixCache:
 
     def release(self, lease: Lease, holder: Holder) -> None:
         """Ends the lease: what lies in the row's tail becomes blocks, as far as memory allows."""
-        node = self._end(lease)
-        if node is self.tree.root:
-            return
+        assert lease.live
+        if lease.node is not self.tree.root:
+            self._store(lease, holder)
+            self.tree.shares.trim()
+        self._end(lease)
+        self._settle()
+
+    def _store(self, lease: Lease, holder: Holder) -> None:
+        """Unlocks the lease's node, after what the row has there was copied out of its tail."""
+        node = lease.node
         self.tree.touch(node)
         for resident in self._chains(node, holder):
             if not self._copy_out(resident):
@@ -214,21 +215,50 @@ class PrefixCache:
         path = node.path()
         self.tree.unlock(node)
         self._drop_residents(path, holder)
+        rejoin(self.tree, path, [each.holder for each in self.leases if each is not lease])
 
     def evict(self) -> int:
-        """Drops the least recently used leaf that is not on loan; the bytes it freed, or -1."""
-        leaf = next(self.tree.lru_leaves(), None)
-        if leaf is None:
-            return -1  # a snapshot that is not on loan lies above such a leaf
-        before = self.tree.nbytes
-        self.evicted_tokens += leaf.length
-        self.tree.remove(leaf)
-        return before - self.tree.nbytes
+        """Lets go of one leaf of the trees that share memory; see ``Shares.evict``."""
+        # A snapshot that is not on loan lies above such a leaf.
+        return self.tree.shares.evict()
 
     def clear(self) -> None:
         """Drops everything that is not on loan."""
-        while self.evict() >= 0:
-            pass
+        self._drop_below(self.tree.root)
+        self._settle()
+
+    # what is public
+
+    def pin(self, tokens: array[int]) -> bool:
+        """Holds ``tokens``, which must match, for ever; False where memory is lacking for a cut."""
+        node = self._fork(tokens, len(tokens), None)
+        if node is not None:
+            self.tree.lock(node)
+            self.pinned.append(node)
+        return node is not None
+
+    def seed(self, public: PrefixCache) -> None:
+        """Puts into this cache, which is empty, all that ``public`` has, without a second copy.
+
+        It stays as long as the cache does; ``public`` holds the memory, and must stay as long.
+        """
+        for leaf in copied(public.tree, self.tree):
+            self.tree.lock(leaf)
+            self.pinned.append(leaf)
+
+    def close(self) -> None:
+        """Drops everything, the public prompts included; no lease is left."""
+        assert not self.leases, "something is on loan"
+        self.idle = lambda: None
+        for node in self.pinned:
+            self.tree.unlock(node)
+        self.pinned.clear()
+        self.clear()
+        assert not self.tree.nodes
+
+    def _settle(self) -> None:
+        if not (self.leases or self.tree.nbytes):
+            self.idle()
 
     def stats(self) -> Stats:
         """Sizes, by a walk over the tree."""
@@ -236,7 +266,7 @@ class PrefixCache:
         tree = self.tree
         return Stats(tree.tokens, tree.nodes, tree.nbytes, lent, tree.snapshot_nbytes)
 
-    def _fork(self, tokens: array[int], length: int) -> Node | None:
+    def _fork(self, tokens: array[int], length: int, tenant: str | None) -> Node | None:
         """The node that ends after ``length`` matching tokens, made by a split if need be."""
         node, matched = self.tree.match(tokens[:length])
         assert matched == length
@@ -244,32 +274,19 @@ class PrefixCache:
             return node
         payload = node.payload
         assert isinstance(payload, Block | Resident)
-        self.tree.lock(node)  # making room must not evict what is about to be cut
-        fits = self.reserve(payload.nbytes)
-        self.tree.unlock(node)
-        if not fits:
-            return None
+        if payload.nbytes:
+            self.tree.lock(node)  # making room must not evict what is about to be cut
+            fits = self.reserve(payload.nbytes, tenant)
+            self.tree.unlock(node)
+            if not fits:
+                return None
         upper, lower = payload.split(length - node.start)
         return self.tree.split(node, length, upper, lower)
-
-    def _adoptable(self, path: Sequence[Node]) -> int:
-        """How many nodes at the end of ``path`` are better kept by the borrower itself."""
-        total = count = 0
-        for node in reversed(path):
-            total += node.length
-            if not isinstance(node.payload, Block) or total > self.keeping.most:
-                break
-            private = node.loans == 1 and len(node.children) <= self.keeping.forks
-            scrap = total <= self.keeping.scrap
-            if not (private or scrap):
-                break
-            count += 1
-        return count
 
     def _materialise(self, path: Sequence[Node]) -> bool:
         """Makes nodes that point into rows' tails blocks of their own; those rows borrow too."""
         residents = [n for n in path if isinstance(n.payload, Resident)]
-        if not self.reserve(sum(self._block_bytes(n) for n in residents)):
+        if not self.reserve(sum(self._block_bytes(n) for n in residents), None):
             return False
         ends: dict[Holder, int] = {}
         for node in residents:
@@ -287,18 +304,14 @@ class PrefixCache:
         views = payload.holder.kv(payload.start, payload.start + payload.length)
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in views)
 
-    def _extendable(self, node: Node, holder: Holder) -> bool:
+    def _extendable(self, lease: Lease) -> bool:
+        node, holder = lease.node, lease.holder
         # A second lease may be that of a row that computed the same and goes on otherwise.
-        alone = node.loans == 1 and not node.children
+        alone = node.loans == 1 and not node.children and node.users == (lease.tenant,)
         return alone and _held_by(node, holder) and node.snapshot is None
 
-    def _lease(self, node: Node) -> Lease:
-        lease = Lease(node)
-        self.leases.add(lease)
-        return lease
-
     def _end(self, lease: Lease) -> Node:
-        """The node that the lease held, still locked."""
+        """The node that the lease held; the lock on it is the caller's."""
         assert lease.live
         node = lease.node
         # A row that somebody still knows must keep neither itself nor evicted blocks alive.
@@ -331,17 +344,14 @@ class PrefixCache:
 
     def _mergeable(self, node: Node, holder: Holder) -> bool:
         upper = node.parent
-        return (
-            upper is not None
-            and _held_by(upper, holder)
-            and len(upper.children) == 1
-            and upper.snapshot is None
-            and upper.loans == node.loans
-        )
+        return upper is not None and _held_by(upper, holder) and unforked(upper, node)
 
     def _copy_out(self, node: Node) -> bool:
         assert isinstance(node.payload, Resident)
-        if not self.reserve(self._block_bytes(node)):
+        size = self._block_bytes(node)
+        # One tenant's alone is not kept at the cost of others, who need what they have more.
+        tenant = node.users[0] if len(node.users) == 1 else None
+        if not (self.tree.shares.admit(node.users, size) and self.reserve(size, tenant)):
             return False
         block = node.payload.block()
         self.tree.set_payload(node, block)
@@ -352,10 +362,9 @@ class PrefixCache:
         """Joins a block with an unforked one before it, if that at most doubles the copying."""
         while (upper := node.parent) is not None and isinstance(upper.payload, Block):
             assert isinstance(node.payload, Block)
-            unforked = len(upper.children) == 1 and upper.snapshot is None
-            if not unforked or upper.loans != node.loans or upper.length > node.length:
+            if not unforked(upper, node) or upper.length > node.length:
                 return
-            if not self.reserve(upper.payload.nbytes + node.payload.nbytes):
+            if not self.reserve(upper.payload.nbytes + node.payload.nbytes, None):
                 return
             self.tree.merge(node, Block.concat([upper.payload, node.payload]))
 
@@ -378,13 +387,13 @@ class PrefixCache:
                 return other
         raise AssertionError("a row borrows from a tail that ends")
 
-    def _drop_below(self, node: Node) -> None:
-        for child in list(node.children.values()):
-            self._drop_below(child)
-        assert not node.loans
-        self.evicted_tokens += node.length
-        self.tree.remove(node)
+    def _drop_below(self, top: Node) -> None:
+        """Removes what is not on loan, from ``top`` (left alone if it is the root) downwards."""
+        for node in reversed(list(self.tree.walk(top))):  # parents last
+            if not node.loans:
+                self.tree.ledger.evicted_tokens += node.length if node.users else 0
+                self.tree.remove(node)
 
 
-def _held_by(node: Node, holder: Holder) -> bool:
+def _held_by(node: Node, holder: Holder | None) -> bool:
     return isinstance(node.payload, Resident) and node.payload.holder is holder

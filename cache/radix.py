@@ -1,90 +1,19 @@
 """A compressed radix tree over token sequences, as RadixAttention (SGLang) uses one for its cache.
 
 Owned by the engine thread, no lock. Knows nothing of arrays, models or requests: what a node
-holds is a payload with a size.
+holds is a payload with a size, and who uses it are names.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from .leaf_queue import LeafQueue
+from .loan import NOBODY
+from .node import Node, Payload
+from .shares import Ledger
 from .tokens import as_array, common_length
-
-
-class Payload(Protocol):
-    """What a node holds."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes this payload pins; constant as long as a node holds it."""
-        ...
-
-
-class Node:
-    """An edge of the tree: the tokens at the absolute positions [start, end) and their payload.
-
-    ``payload`` and ``parent`` are None only at the root and at nodes that left the tree.
-    ``loans`` counts the locks on this node or below it; ``last_used`` is a tick of the tree's
-    clock. ``snapshot`` is the state of layers that cannot be cut, valid exactly at ``end``.
-    Everything is to be read by all and written by the tree alone.
-    """
-
-    __slots__ = (
-        "children",
-        "key",
-        "last_used",
-        "loans",
-        "parent",
-        "payload",
-        "serial",
-        "snapshot",
-        "snapshot_nbytes",
-        "start",
-    )
-
-    def __init__(
-        self, key: array[int], start: int, payload: Payload | None, parent: Node | None, serial: int
-    ) -> None:
-        self.key = key
-        self.start = start
-        self.payload = payload
-        self.parent = parent
-        self.serial = serial
-        self.children: dict[int, Node] = {}
-        self.loans = 0
-        self.last_used = 0
-        self.snapshot: object | None = None
-        self.snapshot_nbytes = 0
-
-    @property
-    def length(self) -> int:
-        """Number of tokens on this edge."""
-        return len(self.key)
-
-    @property
-    def end(self) -> int:
-        """Absolute position after the last token of this edge."""
-        return self.start + len(self.key)
-
-    def path(self) -> list[Node]:
-        """The nodes from the first below the root down to this one. O(depth)."""
-        nodes = []
-        node = self
-        while node.parent is not None:
-            nodes.append(node)
-            node = node.parent
-        nodes.reverse()
-        return nodes
-
-    def __repr__(self) -> str:
-        head = ",".join(map(str, self.key[:4])) + (",..." if len(self.key) > 4 else "")
-        return (
-            f"<Node {self.serial} [{self.start}, {self.end}) {head} loans={self.loans} "
-            f"used={self.last_used} children={len(self.children)} snapshot={self.snapshot_nbytes}>"
-        )
 
 
 class Match(NamedTuple):
@@ -97,37 +26,26 @@ class Match(NamedTuple):
     length: int
 
 
-class Clock:
-    """Counts uses; trees whose nodes are compared by recency share one."""
-
-    __slots__ = ("now",)
-
-    def __init__(self) -> None:
-        self.now = 0
-
-    def tick(self) -> int:
-        """The next moment."""
-        self.now += 1
-        return self.now
-
-
 class RadixTree:
     """Token sequences that share their common prefixes.
 
     ``nbytes`` counts payloads and snapshots, ``snapshot_nbytes`` the snapshots among them;
     ``tokens`` and ``nodes`` do not count the root. All four are kept up to date by each
-    operation. An operation whose stated condition does not hold raises AssertionError.
+    operation, and so are the ``ledger`` and its shares, by which trees give up memory for each
+    other; ``gave_up`` is called after each leaf that went for that. An operation whose stated
+    condition does not hold raises AssertionError.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
-        self.root = Node(array("i"), 0, None, None, 0)
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.root = Node(self, array("i"), 0, None, None, 0)
+        self.ledger = ledger or Ledger()
+        self.shares = self.ledger.shares
+        self.gave_up: Callable[[], None] = _nothing
         self.nbytes = 0
         self.snapshot_nbytes = 0
         self.tokens = 0
         self.nodes = 0
-        self._clock = clock or Clock()
-        self._serial = 0
-        self._leaves: LeafQueue[Node] = LeafQueue()
+        self._clock = self.shares.clock
 
     # Reading
 
@@ -145,9 +63,13 @@ class RadixTree:
                 break
         return Match(node, pos)
 
-    def walk(self) -> Iterator[Node]:
-        """All nodes but the root, parents first; the tree must not change meanwhile. O(nodes)."""
-        stack = list(self.root.children.values())
+    def walk(self, top: Node | None = None) -> Iterator[Node]:
+        """All nodes from ``top`` (None: the root) down but for the root, parents first.
+
+        The tree must not change meanwhile. O(nodes).
+        """
+        top = top or self.root
+        stack = list(top.children.values()) if top is self.root else [top]
         while stack:
             node = stack.pop()
             yield node
@@ -155,9 +77,12 @@ class RadixTree:
 
     # Growing and reshaping
 
-    def insert(self, parent: Node, tokens: Sequence[int], payload: Payload) -> Node:
+    def insert(
+        self, parent: Node, tokens: Sequence[int], payload: Payload, user: str | None = NOBODY
+    ) -> Node:
         """A new child of ``parent``, most recently used, for the ``tokens`` after ``parent.end``.
 
+        ``user`` has made it and uses the parents, too; None: it is everybody's and takes no bytes.
         ``parent`` (which may be the root) has no child that begins with the same token.
         Runtime complexity: O(tokens + depth).
         """
@@ -166,10 +91,13 @@ class RadixTree:
         assert key, "no tokens"
         assert key[0] not in parent.children, f"{parent} has a child that begins with {key[0]}"
         node = self._new(key, parent.end, payload, parent)
+        if user is not None:
+            self.use(parent, user)
+            node.users = (user,)
         self.tokens += len(key)
-        self.nbytes += payload.nbytes
+        self._count(node, 0, payload.nbytes)
         self.touch(node)
-        self._leaves.offer(node)
+        self.shares.offer(node)
         return node
 
     def extend(self, node: Node, tokens: Sequence[int], payload: Payload) -> None:
@@ -198,8 +126,8 @@ class RadixTree:
         assert parent is not None, f"not in the tree: {node}"
         assert 0 < cut < len(node.key), f"{at} is not inside {node}"
         above = self._new(node.key[:cut], node.start, upper, parent)
-        above.loans, above.last_used = node.loans, node.last_used
-        self.nbytes += upper.nbytes
+        above.loans, above.last_used, above.users = node.loans, node.last_used, node.users
+        self._count(above, 0, upper.nbytes)
         self.set_payload(node, lower)
         node.key = node.key[cut:]
         node.start, node.parent = at, above
@@ -209,8 +137,8 @@ class RadixTree:
     def merge(self, node: Node, payload: Payload) -> None:
         """Takes the parent's tokens over into ``node``; the parent disappears, ``node`` survives.
 
-        ``node`` is the only child of a parent that is not the root, has no snapshot and is locked
-        only through ``node``. ``payload`` holds the tokens of both.
+        ``node`` is the only child of a parent that is not the root, has no snapshot, is locked
+        only through ``node`` and has the same users. ``payload`` holds the tokens of both.
         Runtime complexity: amortised O(length).
         """
         parent = node.parent
@@ -220,8 +148,8 @@ class RadixTree:
         assert len(parent.children) == 1, f"{parent} has other children"
         assert parent.snapshot is None, f"{parent} has a snapshot"
         assert parent.loans == node.loans, f"{parent} is on loan itself"
-        assert parent.payload is not None
-        self.nbytes -= parent.payload.nbytes
+        assert parent.users == node.users, f"{parent} has other users"
+        self._count(parent, parent.nbytes, 0)
         self.set_payload(node, payload)
         # Growing the parent's array keeps a chain merged chunk by chunk linear.
         parent.key.extend(node.key)
@@ -238,38 +166,38 @@ class RadixTree:
         assert parent is not None, f"not in the tree: {node}"
         assert not node.children, f"{node} has children"
         assert node.loans == 0, f"{node} is on loan"
-        assert node.payload is not None
         del parent.children[node.key[0]]
         self.tokens -= len(node.key)
-        self.nbytes -= node.payload.nbytes + node.snapshot_nbytes
+        self._count(node, node.nbytes, 0)
         self.snapshot_nbytes -= node.snapshot_nbytes
         self._leave(node)
         if parent is not self.root:
-            self._leaves.offer(parent)
+            self.shares.offer(parent)
 
     # Payloads and snapshots
 
     def set_payload(self, node: Node, payload: Payload) -> None:
         """Swaps the payload of ``node`` for another of the same tokens. O(1)."""
         assert node.payload is not None and node.parent is not None, f"not in the tree: {node}"
-        self.nbytes += payload.nbytes - node.payload.nbytes
-        node.payload = payload
+        before, node.payload = node.nbytes, payload
+        self._count(node, before, node.nbytes)
 
     def set_snapshot(self, node: Node, snapshot: object, nbytes: int) -> None:
         """Puts the state after ``node.end`` on ``node``, instead of one it may have. O(1)."""
         assert node.parent is not None, f"not in the tree: {node}"
         assert snapshot is not None and nbytes >= 0
         self.drop_snapshot(node)
-        node.snapshot, node.snapshot_nbytes = snapshot, nbytes
-        self.nbytes += nbytes
+        before, node.snapshot, node.snapshot_nbytes = node.nbytes, snapshot, nbytes
+        self._count(node, before, node.nbytes)
         self.snapshot_nbytes += nbytes
 
     def drop_snapshot(self, node: Node) -> None:
         """Drops the snapshot of ``node``; nothing happens where there is none. O(1)."""
         assert node.parent is not None or node is self.root, f"not in the tree: {node}"
-        self.nbytes -= node.snapshot_nbytes
+        before = node.nbytes
         self.snapshot_nbytes -= node.snapshot_nbytes
         node.snapshot, node.snapshot_nbytes = None, 0
+        self._count(node, before, node.nbytes)
 
     # Loans and recency
 
@@ -289,7 +217,7 @@ class RadixTree:
             held.loans -= 1
             held = held.parent
         if node is not self.root:
-            self._leaves.offer(node)
+            self.shares.offer(node)
 
     def touch(self, node: Node) -> None:
         """Makes ``node`` and all its ancestors the most recently used, by one tick. O(depth)."""
@@ -300,20 +228,35 @@ class RadixTree:
             node.last_used = now
             node = node.parent
 
-    # Eviction
+    # Users and eviction
 
-    def evictable(self) -> Node | None:
-        """The least recently used leaf that is not on loan, if any. Amortised O(log nodes)."""
-        return self._leaves.first()
+    def use(self, node: Node, user: str) -> None:
+        """From now on ``user`` uses all tokens down to ``node.end`` and is charged its part.
 
-    def lru_leaves(self) -> Iterator[Node]:
-        """The leaves that are not on loan, least recently used first.
-
-        The tree may change meanwhile: a parent whose last child is removed comes in its turn.
-        Until the iterator is exhausted, closed or dropped, ``evictable`` and other iterators do
-        not see the leaves it has passed. Runtime complexity: amortised O(log nodes) a leaf.
+        Runtime complexity: O(nodes that are new to it times their users).
         """
-        return iter(self._leaves)
+        while node.parent is not None and node.users and user not in node.users:
+            self._set_users(node, (*node.users, user))
+            self.shares.offer(node)
+            node = node.parent
+
+    def give_up(self, node: Node, user: str) -> int:
+        """``user`` keeps a leaf that is not on loan no longer; it goes when nobody else does.
+
+        Returns the bytes freed. Amortised O(log nodes).
+        """
+        assert not node.children and not node.loans, f"{node} has children or is on loan"
+        if len(node.users) > 1:
+            self.shares.forget(node, user)
+            self._set_users(node, tuple(u for u in node.users if u != user))
+            return 0
+        assert node.users == (user,), f"{user} does not use {node}"
+        before = self.nbytes
+        self.ledger.evicted_tokens += len(node.key)
+        self.remove(node)
+        freed = before - self.nbytes
+        self.gave_up()
+        return freed
 
     def lru_snapshots(self) -> Iterator[Node]:
         """The nodes with a snapshot and no loan, least recently used first, as of the first step.
@@ -324,8 +267,7 @@ class RadixTree:
         yield from sorted(found, key=lambda n: (n.last_used, n.start))
 
     def _new(self, key: array[int], start: int, payload: Payload, parent: Node) -> Node:
-        self._serial += 1
-        node = Node(key, start, payload, parent, self._serial)
+        node = Node(self, key, start, payload, parent, self._clock.serial())
         parent.children[key[0]] = node
         self.nodes += 1
         return node
@@ -334,7 +276,18 @@ class RadixTree:
         """Forgets a node that nothing in the tree refers to any more."""
         node.parent = None
         self.nodes -= 1
-        self._leaves.forget(node)
+        self.shares.forget(node)
+
+    def _count(self, node: Node, before: int, after: int) -> None:
+        """The bytes of ``node`` were ``before`` and are ``after``."""
+        self.nbytes += after - before
+        self.ledger.nbytes += after - before
+        self.shares.charge(node.users, before, after)
+
+    def _set_users(self, node: Node, users: tuple[str, ...]) -> None:
+        self._count(node, node.nbytes, 0)
+        node.users = users
+        self._count(node, 0, node.nbytes)
 
     # Self-check
 
@@ -370,6 +323,12 @@ class RadixTree:
             yield "has fewer loans than its children"
         if node.snapshot is None and node.snapshot_nbytes:
             yield "has the bytes of a snapshot and none"
+        if len(set(node.users)) < len(node.users) or (not node.users and node.nbytes):
+            yield f"is used by {node.users} and takes {node.nbytes} bytes"
+        if parent is not self.root and parent.users and not {*node.users} <= {*parent.users}:
+            yield f"is used by {node.users}, its parent by {parent.users} only"
+        if parent is not self.root and parent.users and not node.users:
+            yield "is everybody's, and its parent is not"
 
     def _total_problems(self) -> Iterator[str]:
         nodes = list(self.walk())
@@ -386,4 +345,8 @@ class RadixTree:
         root = self.root
         if root.key or root.parent or root.payload or root.snapshot or root.loans:
             yield f"the root is not empty: {root}"
-        yield from self._leaves.problems(nodes)
+        yield from self.shares.problems(self, nodes)
+
+
+def _nothing() -> None:
+    """Called where nobody listens."""

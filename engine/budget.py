@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from cache.forest import Forest
@@ -45,7 +45,7 @@ class Budget:
     """One model's view of the memory that all models share.
 
     ``pools`` hold the tails of rows of different kinds. ``lengths`` tells how many tokens each
-    running row has.
+    running row has, ``rows`` how many bytes of tails each tenant.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class Budget:
         forest: Forest,
         row_bytes: RowBytes,
         lengths: Callable[[], list[int]],
+        rows: Callable[[], Mapping[str, int]],
     ) -> None:
         self.forest = forest
         self._memory = memory
         self._pools = tuple(pools)
         self.row_bytes = row_bytes
         self._lengths = lengths
+        self.rows = rows
         memory.join(self)
 
     @property
@@ -82,9 +84,14 @@ class Budget:
         """Bytes of all tails."""
         return sum(pool.nbytes for pool in self._pools)
 
-    def reserve(self, size: int) -> bool:
-        """Whether ``size`` more bytes fit, after evicting as much as that takes."""
-        return self._memory.reserve(size)
+    def reserve(self, size: int, tenant: str | None = None) -> bool:
+        """Whether ``size`` more bytes fit; see ``KvMemory.reserve``."""
+        return self._memory.reserve(size, tenant)
+
+    @property
+    def memory_in_use(self) -> bool:
+        """Whether any model has a running row."""
+        return self._memory.in_use
 
     def leave(self) -> None:
         """Gives up what the trees hold, if no row is left, and the place among the models."""
@@ -123,6 +130,5 @@ class Budget:
 
     def memory(self, used: int) -> Memory:
         """Where this model's bytes are, of which ``used`` are in use, and what they leave free."""
-        stats = self.forest.stats()
-        owned = used - stats.nbytes
-        return Memory(stats.lent, owned, stats.nbytes - stats.lent, max(0, self.limit - used))
+        lent, kept = self.forest.lent, self.forest.nbytes
+        return Memory(lent, used - kept, kept - lent, max(0, self.limit - used))

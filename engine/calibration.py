@@ -6,7 +6,7 @@ import time
 
 import mlx.core as mx
 
-from cache.prefix_cache import Keeping
+from cache.keeping import Keeping
 
 from .attention import merge, partial, shared_partial
 from .engine import Engine

@@ -6,7 +6,8 @@ Synchronous; everything happens on the engine thread. Knows nothing of queues or
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -14,10 +15,13 @@ from mlx_lm.models.cache import KVCache
 
 from cache.block import join
 from cache.forest import Forest
+from cache.keeping import Keeping
+from cache.lease import NO_HIT, Hit, Lease
 from cache.loan import ANYBODY, NOBODY, Borrower
 from cache.namespace import Namespace, weights_digest
-from cache.prefix_cache import Hit, Keeping, Lease, PrefixCache
-from cache.radix import Clock, RadixTree
+from cache.prefix_cache import PrefixCache
+from cache.radix import RadixTree
+from cache.shares import Ledger
 
 from .adapter_store import AdapterStore
 from .adapters import Adapters
@@ -77,10 +81,12 @@ class Engine:
         self.keeping = keeping or Keeping()
         self._caching = prefix_cache
         memory = KvMemory.of(kv_memory)
-        self.forest = Forest(self._make_cache, memory.clock)
+        self.forest = Forest(self._make_cache, memory.shares)
         row_bytes = RowBytes(self.network.state_bytes, 0 if lends else self.token_bytes)
         pools = [self.pool] if self.drafter is None else [self.pool, self._draft_pool]
-        self.budget = Budget(memory, pools, self.forest, row_bytes, self._row_lengths)
+        self.budget = Budget(
+            memory, pools, self.forest, row_bytes, self._row_lengths, self._row_bytes
+        )
         loras = Adapters(self.model)
         self.adapters = AdapterStore(loras, adapter_slots, self._forget_adapter)
         self.decoding = Decoding(self.network, loras)
@@ -101,9 +107,9 @@ class Engine:
         """Tokens that went through the model and were kept."""
         return self._prefilled_tokens + self.decoding.input_tokens
 
-    def reserve(self, size: int) -> bool:
-        """Whether ``size`` more bytes fit, after evicting as much as that takes."""
-        return self.budget.reserve(size)
+    def reserve(self, size: int, tenant: str | None = None) -> bool:
+        """Whether ``size`` more bytes fit; see ``KvMemory.reserve``."""
+        return self.budget.reserve(size, tenant)
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens could ever be served within the budget."""
@@ -121,7 +127,7 @@ class Engine:
     # a row's life
 
     def namespace(self, variant: Variant = BASE, domain: str = NOBODY) -> Namespace:
-        """The name of what may share KV: this model with an adapter and a draft model."""
+        """The name of what may share KV: a model with adapter and draft model, in a domain."""
         adapter = self.adapters.digest(variant.adapter) if variant.adapter else ""
         draft = ""
         if self.drafter is not None and variant.draft not in (None, NGRAM):
@@ -136,7 +142,8 @@ class Engine:
         self, tokens: array[int], variant: Variant = BASE, borrower: Borrower = ANYBODY
     ) -> Hit:
         """What the cache has for a prompt."""
-        return self.cache(variant, borrower.domain).lookup(tokens)
+        cache = self.forest.find(self.namespace(variant, borrower.domain))
+        return NO_HIT if cache is None else cache.lookup(tokens)
 
     def admit(
         self,
@@ -181,7 +188,7 @@ class Engine:
         borrower: Borrower,
     ) -> Row | None:
         cache = self.cache(variant, borrower.domain)
-        leased = cache.lend(tokens, hit.length)
+        leased = cache.lend(tokens, hit.length, borrower.tenant)
         if leased is None:
             return None
         lease, anchor = leased
@@ -191,10 +198,11 @@ class Engine:
         by_model = drafting is not None and drafting.name != NGRAM
         pool = self._draft_pool if by_model else self.pool
         spare = self.budget.spare(len(tokens))
-        tail = None
+        # As long as a row runs, what others need more can be waited for.
+        tail, tenant = None, borrower.tenant if self.budget.memory_in_use else None
         if self.attention == "lent":
-            tail = Tail.take(pool, anchor, round_capacity(len(tokens) - anchor), spare)
-        if tail is None and (self.attention == "lent" or not self.reserve(spare)):
+            tail = Tail.take(pool, anchor, round_capacity(len(tokens) - anchor), spare, tenant)
+        if tail is None and (self.attention == "lent" or not self.reserve(spare, tenant)):
             cache.cancel(lease)
             return None
         states = self._states(hit, cache, lease)
@@ -212,6 +220,7 @@ class Engine:
             states=states,
             drafting=drafting,
             borrower=borrower,
+            loan=cache.borrow(lease),
         )
         if tail is not None:
             for block in cache.pieces(lease, anchor):
@@ -314,19 +323,24 @@ class Engine:
     def _row_lengths(self) -> list[int]:
         return [len(row.tokens) for row in self._rows]
 
-    def _forget_adapter(self, digest: str) -> None:
-        self.forest.drop(Namespace(self.digest, digest))
-        if self.drafter is not None:
-            self.forest.drop(Namespace(self.digest, digest, self.drafter.digest))
+    def _row_bytes(self) -> Mapping[str, int]:
+        sizes: Counter[str] = Counter()
+        for row in self._rows:
+            size = len(row.tokens) * self.token_bytes if row.tail is None else row.tail.nbytes
+            sizes[row.borrower.tenant] += size
+        return sizes
 
-    def _make_cache(self, clock: Clock) -> PrefixCache:
+    def _forget_adapter(self, digest: str) -> None:
+        self.forest.drop(lambda namespace: namespace.adapter == digest)
+
+    def _make_cache(self, ledger: Ledger) -> PrefixCache:
         return PrefixCache(
             reserve=self.reserve,
             stateful=self.stateful,
             copying=self.attention == "copied",
             enabled=self._caching,
             keeping=self.keeping,
-            tree=RadixTree(clock),
+            tree=RadixTree(ledger),
         )
 
     def _states(self, hit: Hit, cache: PrefixCache, lease: Lease) -> dict[int, Any]:
@@ -351,7 +365,8 @@ class Engine:
         if not self.stateful or not row.cache.wants_snapshot(row.lease, row.length):
             return
         states = {i: s for i, s in row.single_states().items() if type(s) is not KVCache}
-        if self.reserve(nbytes(states)):
+        size = nbytes(states)
+        if row.cache.admits(row.lease, size) and self.reserve(size, row.borrower.tenant):
             kept = take_snapshot(states)
             row.cache.snapshot(row.lease, row.length, kept, kept.nbytes)
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+PASS_SECONDS = 0.05  # what a pass over a part of a prompt may take, half of the usual stall target
+
 
 class Weights(NamedTuple):
     """Asks for memory: ``nbytes`` for the parameters of a model, before any is allocated."""
@@ -56,3 +58,17 @@ def background(work: Callable[[], T]) -> Future[T]:
     # A daemon: a download that hangs must not keep the process alive.
     threading.Thread(target=run, name="loading", daemon=True).start()
     return future
+
+
+class Pace:
+    """How many tokens of a prompt a pass takes, so that it lasts ``PASS_SECONDS``."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self.chunk = 2 * least
+
+    def took(self, count: int, seconds: float) -> None:
+        """Learns from a pass; one that was cut short by the prompt's end says little."""
+        if count == self.chunk:
+            fit = int(count * PASS_SECONDS / max(seconds, 1e-6))
+            self.chunk = max(self._least, min(2 * count, fit, self._most))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from cache.block import Block
-from cache.radix import Node
+from cache.node import Node
 
 from .attention import (
     NOTHING,

@@ -13,9 +13,10 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from cache.block import LayerKV
+from cache.lease import Lease
 from cache.loan import ANYBODY, NO_LOAN, Borrower, Loan
-from cache.prefix_cache import Lease, PrefixCache
-from cache.radix import Node
+from cache.node import Node
+from cache.prefix_cache import PrefixCache
 
 from .drafting import Drafting
 from .sampling import RowSampling
@@ -36,10 +37,17 @@ class Tail:
     anchor: int
 
     @staticmethod
-    def take(pool: SlabPool, anchor: int, capacity: int, spare: int = 0) -> Tail | None:
-        """A tail from ``anchor`` on; ``None`` where memory is lacking."""
-        taken = pool.take(Tail, capacity, spare)
+    def take(
+        pool: SlabPool, anchor: int, capacity: int, spare: int = 0, tenant: str | None = None
+    ) -> Tail | None:
+        """A tail from ``anchor`` on; ``None`` where memory is lacking (for ``tenant``)."""
+        taken = pool.take(Tail, capacity, spare, tenant)
         return None if taken is None else Tail(pool, *taken, anchor)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slot."""
+        return self.slab.capacity * self.pool.token_bytes
 
     @property
     def capacity(self) -> int:

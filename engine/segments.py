@@ -1,7 +1,8 @@
 """Tokenising a conversation again costs what is new in it.
 
 An agent resends its whole conversation every turn. Text between two special tokens is tokenised
-on its own by every tokenizer of the usual kinds, so the pieces can be kept and put together.
+on its own by every tokenizer of the usual kinds, so the pieces can be kept and put together. They
+are kept by trust domain: how long tokenising takes must not tell what others have sent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from array import array
 from collections import OrderedDict
 from typing import Any
 
+from cache.loan import NOBODY
+
 MOST_CHARACTERS = 1 << 25  # of text whose tokens are kept
+ENTRY = 100  # characters; what keeping a piece costs beside its text
 # Where tokenizers differ between a piece on its own and a piece in a text: at its edges.
 SAMPLES = ("a", " b c ", "\n\nd", "", " ", "é\n", "  if x:\n\t")
 
@@ -26,7 +30,7 @@ class SegmentedEncoder:
     def __init__(self, fast: Any, most_characters: int = MOST_CHARACTERS) -> None:
         self._fast = fast
         self._most = most_characters
-        self._kept: OrderedDict[str, array[int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], array[int]] = OrderedDict()
         self._characters = 0
         self._lock = threading.Lock()
         self._special = _special_tokens(fast)
@@ -40,8 +44,11 @@ class SegmentedEncoder:
         """Whether texts are encoded piece by piece."""
         return self._border is not None
 
-    def encode(self, text: str) -> array[int]:
-        """Token ids of ``text``, without what the model wants around a plain text."""
+    def encode(self, text: str, domain: str = NOBODY) -> array[int]:
+        """Token ids of ``text``, without what the model wants around a plain text.
+
+        Pieces are looked for, and kept, in ``domain``.
+        """
         if self._border is None:
             return self._encode(text)
         tokens = array("i")
@@ -49,23 +56,24 @@ class SegmentedEncoder:
             if i % 2:
                 tokens.append(self._special[piece])
             elif piece:
-                tokens.extend(self._piece(piece))
+                tokens.extend(self._piece(piece, domain))
         return tokens
 
-    def _piece(self, text: str) -> array[int]:
+    def _piece(self, text: str, domain: str) -> array[int]:
+        key = domain, text
         with self._lock:
-            known = self._kept.get(text)
+            known = self._kept.get(key)
             if known is not None:
-                self._kept.move_to_end(text)
+                self._kept.move_to_end(key)
                 return known
         made = self._encode(text)
         with self._lock:
-            if text not in self._kept:
-                self._kept[text] = made
-                self._characters += len(text)
+            if key not in self._kept:
+                self._kept[key] = made
+                self._characters += len(text) + ENTRY
             while self._characters > self._most:
                 oldest, _ = self._kept.popitem(last=False)
-                self._characters -= len(oldest)
+                self._characters -= len(oldest[1]) + ENTRY
         return made
 
     def _encode(self, text: str) -> array[int]:

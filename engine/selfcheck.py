@@ -15,35 +15,21 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from cache.prefix_cache import Keeping
+from cache.keeping import Keeping
 
 from .engine import Engine
 from .loader import Loaded
 from .params import SamplingParams
-from .pieces import Pieces, finish
+from .pieces import Pace, Pieces, finish
 from .rows import Row
 from .sampling import RowSampling
 
 PREFIX, CUT, SUFFIX, STEPS = 96, 61, 7, 4  # tokens; the cut lies inside the prefix
 MOST_CHUNK, LEAST_CHUNK = 40, 4  # tokens of one pass over a prompt
-PASS_SECONDS = 0.05  # what such a pass may take, half of the usual stall target
 SINGLE = ((1, 1, 1),) * STEPS  # tokens of each row, step by step
 SEVERAL = ((1, 2, 3), (3, 2, 1))
 TOLERANCE = {mx.float32: 2e-3, mx.float16: 0.1, mx.bfloat16: 0.25}  # of the logits' deviation
 BUDGET = 1 << 40  # the check's own KV is small; its budget must not matter
-
-
-class _Pace:
-    """How many tokens of a prompt a pass takes, so that it lasts ``PASS_SECONDS``."""
-
-    def __init__(self) -> None:
-        self.chunk = 2 * LEAST_CHUNK
-
-    def took(self, count: int, seconds: float) -> None:
-        """Learns from a pass; one that was cut short by the prompt's end says little."""
-        if count == self.chunk:
-            fit = int(count * PASS_SECONDS / max(seconds, 1e-6))
-            self.chunk = max(LEAST_CHUNK, min(2 * count, fit, MOST_CHUNK))
 
 
 def lends_correctly(loaded: Loaded) -> bool:
@@ -76,7 +62,7 @@ def _pairs(
     whole = random.integers(0, loaded.vocab_size, PREFIX + SUFFIX + STEPS).tolist()
     branch = random.integers(0, loaded.vocab_size, SUFFIX + STEPS).tolist()
     texts = (whole, whole[:PREFIX] + branch, whole[:CUT] + branch)
-    pace = _Pace()
+    pace = Pace(LEAST_CHUNK, MOST_CHUNK)
     for tokens in texts:
         prompt = array("i", tokens[:-STEPS])
         sampling = RowSampling(SamplingParams(temperature=0.0), prompt, loaded.vocab_size)
@@ -128,7 +114,7 @@ def _step(engine: Engine, rows: Sequence[Row], counts: Sequence[int]) -> list[li
     return [found[row] for row in rows]
 
 
-def _reference(loaded: Loaded, tokens: Sequence[int], pace: _Pace) -> Pieces[list[mx.array]]:
+def _reference(loaded: Loaded, tokens: Sequence[int], pace: Pace) -> Pieces[list[mx.array]]:
     """mlx-lm's logits after each of the last tokens, given one by one."""
     caches = make_prompt_cache(loaded.model)
     start = len(tokens) - STEPS - 1

@@ -105,16 +105,19 @@ class SlabPool:
         """Number of slots taken."""
         return sum(s.used for s in self.slabs)
 
-    def take(self, holder: object, capacity: int, spare: int = 0) -> tuple[Slab, int] | None:
+    def take(
+        self, holder: object, capacity: int, spare: int = 0, tenant: str | None = None
+    ) -> tuple[Slab, int] | None:
         """A free slot of ``capacity``, in a new slab where there is none.
 
-        ``None`` where memory is lacking for a slab, or for ``spare`` more bytes beside it.
+        ``None`` where memory is lacking for a slab, or for ``spare`` more bytes beside it. A
+        ``tenant`` does not get what others need more; see ``KvMemory.reserve``.
         """
         slab = self._free(capacity)
         if slab is None or spare:
             # Where a slab that foresees neighbours does not fit, one for a single row may.
             for slots in (0,) if slab else (self._next_slots(capacity), 1):
-                if self.reserve(slots * capacity * self.token_bytes + spare):
+                if self.reserve(slots * capacity * self.token_bytes + spare, tenant):
                     break
             else:
                 return None

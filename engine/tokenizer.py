@@ -15,6 +15,8 @@ from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
 from tokenizers.decoders import DecodeStream
 
+from cache.loan import NOBODY
+
 from .segments import SegmentedEncoder
 
 Message = dict[str, Any]
@@ -23,6 +25,8 @@ Tools = Sequence[Mapping[str, Any]]
 # Two questions that differ in their first letter: what prompts with either have in common ends
 # where the system prompt ends, whatever the template puts around it.
 PROBES = ("A", "z")
+# Likewise for a plain text, to whose last token any of these might be joined.
+CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
 
 
@@ -71,10 +75,13 @@ class Tokenizer:
         """Whether conversations can be rendered at all."""
         return bool(self._wrapper.has_chat_template)
 
-    def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
-        """Token ids of ``text``; ``special`` adds what the model wants around a plain text."""
+    def encode(self, text: str, *, special: bool = False, domain: str = NOBODY) -> tuple[int, ...]:
+        """Token ids of ``text``; ``special`` adds what the model wants around a plain text.
+
+        What is kept so that it need not be tokenised again is kept for a trust ``domain``.
+        """
         if self._segments is not None and not special:
-            return tuple(self._segments.encode(text))
+            return tuple(self._segments.encode(text, domain))
         if self._fast is not None:
             return tuple(self._fast.encode(text, add_special_tokens=special).ids)
         with self._lock:
@@ -85,16 +92,37 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Tools | None = None,
         options: Mapping[str, Any] | None = None,
+        domain: str = NOBODY,
     ) -> Prompt:
         """Renders and tokenises a conversation; a last assistant message is to be continued.
 
-        ``options`` go to the template as they are. Raises PromptError.
+        ``options`` go to the template as they are; ``domain`` is as in ``encode``. Raises
+        PromptError.
         """
         text = self._render(messages, tools, options)
-        tokens = self.encode(text)
-        boundary = self._system_end(tokens, messages, tools, options)
+        tokens = self.encode(text, domain=domain)
+        boundary = self._system_end(tokens, messages, tools, options, domain)
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
         return Prompt(tokens, (boundary,) if boundary else (), thinking)
+
+    def beginning(
+        self,
+        text: str | None = None,
+        messages: Sequence[Message] = (),
+        tools: Tools | None = None,
+    ) -> tuple[int, ...]:
+        """The tokens that all prompts begin with which begin with a text, or with messages.
+
+        That is a little less than all of them: how the end is tokenised depends on what follows.
+        Raises PromptError.
+        """
+        if text is None:
+            return self._beginning(messages, tools, None, NOBODY)
+        whole = self.encode(text, special=True)
+        for probe in CONTINUATIONS:
+            other = self.encode(text + probe, special=True)
+            whole = whole[: _common(whole, other)]
+        return whole
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """Decodes one reply, which continues the text of ``context`` if that is given."""
@@ -161,6 +189,7 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Tools | None,
         options: Mapping[str, Any] | None,
+        domain: str,
     ) -> int:
         """Number of leading tokens that any conversation with this system prompt begins with."""
         if not self._system_boundary:
@@ -170,15 +199,31 @@ class Tokenizer:
             leading += 1
         if not leading and not tools:
             return 0
-        common = len(tokens)
-        for probe in PROBES:
-            question = {"role": "user", "content": probe}
-            try:
-                text = self._render([*messages[:leading], question], tools, options)
-            except PromptError:
-                return 0
-            common = min(common, _common(tokens, self.encode(text)))
+        try:
+            begin = self._beginning(messages[:leading], tools, options, domain)
+        except PromptError:
+            return 0
+        common = _common(tokens, begin)
         return common if 0 < common < len(tokens) else 0
+
+    def _beginning(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        options: Mapping[str, Any] | None,
+        domain: str,
+    ) -> tuple[int, ...]:
+        """What all conversations that go on after ``messages`` begin with. Raises PromptError."""
+        asked = bool(messages) and messages[-1]["role"] == "user"
+        role = "assistant" if asked else "user"
+        one, other = (
+            self.encode(
+                self._render([*messages, {"role": role, "content": probe}], tools, options),
+                domain=domain,
+            )
+            for probe in PROBES
+        )
+        return one[: _common(one, other)]
 
 
 class Detokenizer(Protocol):

@@ -15,6 +15,11 @@ MOST_DISPLACED = 4  # times that a row makes way for others' requests
 Holding = Callable[[Entry], int]
 
 
+def possible(running: Sequence[Entry], ledger: Ledger) -> bool:
+    """Whether anybody may have to make way at all."""
+    return len(ledger.active) > 1 or any(e.request.priority == "batch" for e in running)
+
+
 def for_row(entry: Entry, running: Sequence[Entry], ledger: Ledger, most: int) -> Entry | None:
     """Who makes way for the waiting ``entry`` where all of ``most`` rows are taken, if any does."""
     return _victim(entry, running, ledger, most, lambda _: 1)

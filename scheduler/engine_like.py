@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
+from cache.lease import Hit
 from cache.loan import ANYBODY, Borrower
-from cache.prefix_cache import Hit
 from engine.decoding import Outcome
 from engine.rows import Row
 from engine.sampling import RowSampling

@@ -40,9 +40,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class PublicPrompt:
-    """A prompt whose prefix is lent to everybody: a ``text``, or ``messages`` of a chat.
+    """A prompt that is prefilled when ``model`` is loaded, and lent to all trust domains.
 
-    ``messages`` and ``tools`` are as the chat template gets them.
+    Either a ``text``, as completions have it, or ``messages`` and ``tools`` of a chat.
+    ``adapter`` is one that the model has whenever it is loaded, None: none.
     """
 
     model: str
@@ -59,7 +60,8 @@ class ServiceConfig:
     The main model is described by fields of its own, as in ``ModelConfig``, and is always loaded;
     ``models`` are the others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes,
     None: as recommended. ``adapters`` are names and directories. ``tenants`` are all for whom
-    requests may come at first; they may change while the server runs.
+    requests may come at first; they may change while the server runs. ``public`` prompts are lent
+    to all of them.
     """
 
     model: str

@@ -15,6 +15,7 @@ from engine.start import EngineOptions, Started, starting
 from engine.tokenizer import Tokenizer
 
 from .info import ModelConfig, ModelInfo, ServiceConfig
+from .publishing import going_public
 from .scheduler import Scheduler
 from .stats import SchedulerStats
 
@@ -71,6 +72,7 @@ def going_live(
             progress(f"reading adapter {name}")
             engine.adapters.register(name, Path(files.path), pinned=files.pinned)
         tokenizer = Tokenizer(started.loaded.tokenizer, system_boundary=engine.stateful)
+        yield from going_public(config.name, started, tokenizer, service, progress)
     except BaseException:
         engine.close()
         raise

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 
 from engine.adapter_files import AdapterError
+from engine.kv_memory import TenantPart
 from engine.loader import LoadError
 from engine.model_memory import ModelMemory, size
 from engine.pieces import Piece, Pieces, Weights, finish
@@ -27,6 +28,7 @@ from .metrics import Gauges
 from .neighbours import Neighbours
 from .order import MOST_PASSED_OVER
 from .request import Request
+from .tenant import Tenant
 from .turns import Turns
 
 log = logging.getLogger("commons.engine")
@@ -88,6 +90,15 @@ class ModelPool:
                     if isinstance(load.piece, Future):
                         load.piece.exception()  # waits
                     self._advance()
+
+    def configure(self, tenants: Iterable[Tenant]) -> None:
+        """Divides the KV memory between ``tenants`` from now on; anybody else weighs 1.
+
+        After ``start``, for before that it is not known how much there is.
+        """
+        self.memory.kv.configure(
+            {t.name: TenantPart(t.weight, t.limits.cache_share) for t in tenants}
+        )
 
     # requests
 

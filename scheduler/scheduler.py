@@ -19,9 +19,9 @@ from .costs import Costs
 from .engine_like import EngineLike
 from .entry import NEVER, Entry
 from .events import Event, Finished, FinishReason, Token, TokenLogprob
-from .ledger import Ledger
+from .ledger import Account, Ledger
 from .neighbours import ALONE
-from .order import leader, next_prefill
+from .order import MOST_PASSED_OVER, leader, next_prefill
 from .pace import PrefillPace
 from .queue import FairQueue
 from .request import Request
@@ -177,30 +177,30 @@ class Scheduler:
         """Starts waiting requests in their order, as far as there are rows and memory."""
         if not self.waiting or self._blocked or self.neighbours.first:
             return
-        if self.running >= self.max_rows and not self._contended:
+        if self.running >= self.max_rows and not claims.possible(self._rows, self.ledger):
             self._blocked = True
             return
         hits = {e: self._lookup(e) for e in self.waiting}
+        refused: dict[Account, Entry] = {}  # for lack of memory, each by its tenant
         for entry in self.waiting.ranked(hits):
-            if self._follows(entry, hits[entry]):
+            if entry.account in refused or self._follows(entry, hits[entry]):
                 continue
             if self.running >= self.max_rows:
                 found = claims.for_row(entry, self._rows, self.ledger, self.max_rows)
                 if not self._displace(found):
                     self._blocked = True
                     break
-            if not self._start(entry, events):
+            if self._start(entry, events):
+                for other in refused.values():
+                    other.passed_over += 1
+            elif entry.passed_over < MOST_PASSED_OVER:
+                refused[entry.account] = entry
+            else:
                 break
 
     @property
     def _rows(self) -> list[Entry]:
         return self.prefilling + self.decoding
-
-    @property
-    def _contended(self) -> bool:
-        """Whether one running request may have to make way for another's."""
-        batch = any(e.request.priority == "batch" for e in self._entries.values())
-        return batch or len(self.ledger.active) > 1
 
     def _lookup(self, entry: Entry) -> int:
         request = entry.request
@@ -256,8 +256,8 @@ class Scheduler:
             self.stats.started(entry.request.id)
             for lender, tokens in row.loan.lenders.items():
                 entry.stats.lent(lender, tokens)
-        for share in row.loan.shares:
-            self.ledger.spread(share, entry.account, self.costs.prompt_token)
+            for share in row.loan.shares:
+                self.ledger.spread(share, entry.account, self.costs.prompt_token)
         left = min(entry.request.max_tokens - entry.generated, entry.account.reply)
         entry.promise(self.costs.of(row.remaining, left))
         (self.prefilling if row.remaining else self.decoding).append(entry)

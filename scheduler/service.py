@@ -87,7 +87,9 @@ class Service:
 
     def configure(self, tenants: Iterable[Tenant]) -> None:
         """Takes over a changed set of tenants; requests that run go on as they were."""
-        self.tenants.configure(tenants)
+        known = tuple(tenants)
+        self.tenants.configure(known)
+        self._send(lambda pool: pool.configure(known))
 
     def reserve(
         self, places: int = 1, tenant: Tenant = DEFAULT, estimated_tokens: int = 0
@@ -339,6 +341,7 @@ class Service:
             wake=lambda: self._send(lambda _: None),
         )
         pool.start()
+        pool.configure(self.config.tenants)
         self._pool = pool
 
         def picture() -> Mapping[str, Gauges]:

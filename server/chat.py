@@ -121,7 +121,7 @@ class ChatCompletions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, variant, room)
-            prompt = await self.threads.run(plan.prompt)
+            prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"chatcmpl-{uuid.uuid4().hex}"
             generation = submit(service, served, places, [plan.plan(prompt)], copies, name, caller)
         tier = None if body.service_tier is None else caller.tier
@@ -151,10 +151,10 @@ class _Plan:
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
 
-    def prompt(self) -> Prompt:
-        """Renders and tokenises. Raises ApiError."""
+    def prompt(self, domain: str) -> Prompt:
+        """Renders and tokenises, in a trust domain. Raises ApiError."""
         try:
-            return self._tokenizer.chat(self._messages, self._tools, self._options)
+            return self._tokenizer.chat(self._messages, self._tools, self._options, domain)
         except PromptError as error:
             raise bad_request(str(error), "messages") from error
 

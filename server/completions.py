@@ -61,7 +61,9 @@ class Completions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, DEFAULT_MAX_TOKENS, caller.tenant.limits)
             check = _Checked(model, body, variant, room)
-            prompts = await self.threads.run(lambda: [check.prompt(text) for text in texts])
+            prompts = await self.threads.run(
+                lambda: [check.prompt(text, caller.domain) for text in texts]
+            )
             plans = [check.plan(prompt) for prompt in prompts]
             name = f"cmpl-{uuid.uuid4().hex}"
             generation = submit(service, served, places, plans, body.choices, name, caller)
@@ -92,10 +94,11 @@ class _Checked:
             raise bad_request(f"logprobs must be between 0 and {MOST_TOP_LOGPROBS}.", "logprobs")
         self._sampling = body.sampling(info.defaults, info.vocab_size, logprobs)
 
-    def prompt(self, text: str | list[int]) -> Prompt:
-        """Tokenises. Raises ApiError."""
+    def prompt(self, text: str | list[int], domain: str) -> Prompt:
+        """Tokenises, in a trust domain. Raises ApiError."""
         if isinstance(text, str):
-            return Prompt(self._tokenizer.encode(text, special=True), (), False)
+            tokens = self._tokenizer.encode(text, special=True, domain=domain)
+            return Prompt(tokens, (), False)
         check_tokens("prompt", text, self._info.vocab_size)
         return Prompt(tuple(text), (), False)
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.keeping import Keeping
 from cache.loan import ANYBODY, NOBODY, Borrower
 from cache.namespace import Namespace
-from cache.prefix_cache import Keeping
 from cache.tokens import common_length
 from engine.decoding import Outcome
 from engine.engine import Engine
@@ -34,6 +34,7 @@ from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.stats import RequestStats, SchedulerStats
+from scheduler.tenant import Tenant
 
 from .adapters import make_adapter
 from .drafts import NAME as DRAFT
@@ -41,6 +42,7 @@ from .drafts import always_worth_it, blurred
 from .models import load_model, loaded, model_dir
 from .oracle import Oracle, compare
 from .oracle import Reply as ColdReply
+from .tenants import MIX, Users, check_forest
 
 BUDGETS = (1536, None, 1024, 4096, 2560, None)  # in tokens, by turns
 PATIENCE = 5000  # steps without an event or an input token, after which a run is stuck
@@ -107,6 +109,7 @@ class Recorder(Engine):
         self.inputs = 0
         self.known: set[tuple[Namespace, bytes]] = set()
         self.ends: set[tuple[Namespace, bytes]] = set()
+        self.users = Users()
         self.forgets = False  # whether a budget may have made the cache forget
         self.wrong_hits: list[str] = []
 
@@ -119,18 +122,25 @@ class Recorder(Engine):
         variant: Variant = BASE,
         borrower: Borrower = ANYBODY,
     ) -> Row | None:
-        least, most = self._expected(tokens[:-1], variant)
+        name = self.namespace(variant, borrower.domain)
+        least, most = self._expected(tokens[:-1], name)
         row = super().admit(request_id, tokens, sampling, boundaries, variant, borrower)
-        if row is not None and not self.forgets and not least <= row.length <= most:
+        if row is None:
+            return None
+        if not self.forgets and not least <= row.length <= most:
             self.wrong_hits.append(f"{request_id}: {row.length} cached, not {least} to {most}")
+        loan = self.users.loan(name, tokens[: row.length], borrower.tenant)
+        wrong = sum(row.loan.lenders.values()) != row.length
+        if wrong or (not self.forgets and row.loan != loan):
+            self.wrong_hits.append(f"{request_id}: {row.loan} of {row.length}, not {loan}")
+        self.users.add(name, tokens[: row.length], borrower.tenant)
         return row
 
     def prefill(self, row: Row, most: int) -> int:
         context = row.length
         count = super().prefill(row, most)
         self._record(row, range(context, row.length))
-        state = self.namespace(row.variant), row.tokens[: row.length].tobytes()
-        self.known.add(state)
+        state = self._computed(row)
         if row.length in self.requests[row.id].boundaries or not row.remaining:
             self.ends.add(state)
         return count
@@ -145,18 +155,22 @@ class Recorder(Engine):
 
     def release(self, row: Row) -> None:
         super().release(row)
-        state = self.namespace(row.variant), row.tokens[: row.length].tobytes()
-        self.known.add(state)
-        self.ends.add(state)
+        self.ends.add(self._computed(row))
+
+    def _computed(self, row: Row) -> tuple[Namespace, bytes]:
+        tenant, domain = row.borrower
+        name, tokens = self.namespace(row.variant, domain), row.tokens[: row.length]
+        self.known.add((name, tokens.tobytes()))
+        self.users.add(name, tokens, tenant)
+        return name, tokens.tobytes()
 
     def _record(self, row: Row, positions: range) -> None:
         prompt = len(self.requests[row.id].prompt)
         self.inputs += len(positions)
         self.prompt_inputs[row.id] += sum(p < prompt for p in positions)
 
-    def _expected(self, wanted: array[int], variant: Variant) -> tuple[int, int]:
+    def _expected(self, wanted: array[int], name: Namespace) -> tuple[int, int]:
         """The fewest and the most tokens that the cache must give."""
-        name = self.namespace(variant)
         own = (known for owner, known in self.known if owner == name)
         most = max((common_length(array("i", k), wanted, 0) for k in own), default=0)
         if not self.stateful:
@@ -190,9 +204,11 @@ class Agent:
         questions: list[list[int]],
         vocab: int,
         variant: Variant,
+        borrower: Borrower,
     ) -> None:
         self.name = name
         self.variant = variant
+        self.tenant, self.domain = Tenant(borrower.tenant), borrower.domain
         self.questions = questions
         self.rng = rng
         self.vocab = vocab
@@ -220,6 +236,8 @@ class Agent:
             stop_token_ids=frozenset({self.rng.randrange(3, self.vocab)}),
             boundaries=tuple(b for b in self.boundaries if b < len(self.history)),
             variant=self.variant,
+            tenant=self.tenant,
+            domain=self.domain,
         )
 
 
@@ -231,6 +249,7 @@ def converse(
     budget_tokens: int | None = None,
     adapters: Mapping[str, Path] | None = None,
     draft: Loaded | None = None,
+    borrowers: Sequence[Borrower] = (ANYBODY,),
 ) -> tuple[list[tuple[Request, Reply]], Report]:
     """Runs ``conversations`` of them, 1 to 12 at a time; replies in order of completion."""
     rng = random.Random(seed)
@@ -259,7 +278,13 @@ def converse(
     drafts = [None] if draft is None else [None, NGRAM, DRAFT, DRAFT]
     agents = [
         Agent(
-            f"a{i}", rng, systems, questions, vocab, Variant(rng.choice(names), rng.choice(drafts))
+            f"a{i}",
+            rng,
+            systems,
+            questions,
+            vocab,
+            Variant(rng.choice(names), rng.choice(drafts)),
+            rng.choice(borrowers),
         )
         for i in range(conversations)
     ]
@@ -305,8 +330,7 @@ def converse(
             turn[agent.name] += 1
             if turn[agent.name] < agent.turns:
                 start(agent)
-        for cache in engine.forest:
-            cache.tree.check()
+        check_forest(engine.forest)
         assert engine.used <= engine.budget.limit, (engine.used, engine.budget.limit)
     _count(scheduler, engine, tally, done, report)
     assert not engine.budget.pooled, "a row was not released"
@@ -400,11 +424,12 @@ def run(
     at_once: int = 12,
     adapters: Mapping[str, Path] | None = None,
     draft: Loaded | None = None,
+    borrowers: Sequence[Borrower] = (ANYBODY,),
 ) -> Report:
     """Runs a family's share of conversations, most of them under a budget, some a tiny one.
 
     With ``adapters`` each conversation has one of them or none; with ``draft`` it, prompt
-    lookup or none.
+    lookup or none; and each has one of ``borrowers``.
     """
     path = model_dir(family)
     mix = {None: None, **(adapters or {})}
@@ -418,7 +443,9 @@ def run(
         budget = BUDGETS[group % len(BUDGETS)]
         # An engine puts adapters into the model itself, so that it needs one of its own.
         model = load_model(path) if adapters else loaded(family)
-        done, part = converse(model, seed * 1000 + group, count, mode, budget, adapters, draft)
+        done, part = converse(
+            model, seed * 1000 + group, count, mode, budget, adapters, draft, borrowers
+        )
         check(oracles, done, part)
         report.add(part)
     raise AssertionError
@@ -445,12 +472,20 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, action="append")
     parser.add_argument("--adapters", action="store_true", help="mix adapters into the batches")
     parser.add_argument("--drafts", action="store_true", help="mix drafts into the batches")
+    parser.add_argument("--tenants", action="store_true", help="mix tenants and trust domains")
     arguments = parser.parse_args()
     failed = False
     for family in arguments.family or FAMILIES:
         adapters = some_adapters(family) if arguments.adapters else None
         draft = blurred(family, 0.1) if arguments.drafts and family in DRAFTED else None
-        r = run(family, arguments.conversations, arguments.seed, adapters=adapters, draft=draft)
+        r = run(
+            family,
+            arguments.conversations,
+            arguments.seed,
+            adapters=adapters,
+            draft=draft,
+            borrowers=MIX if arguments.tenants else (ANYBODY,),
+        )
         print(
             f"{family}: {r.conversations} conversations, {r.replies} replies, {r.aborted} aborted, "
             f"{r.preemptions} preemptions, {r.evicted} tokens evicted, "

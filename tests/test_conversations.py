@@ -15,6 +15,7 @@ from scheduler.scheduler import Scheduler
 from .conversations import FAMILIES, Recorder, run, some_adapters
 from .models import loaded, model_dir
 from .oracle import Oracle, compare
+from .tenants import MIX
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -66,3 +67,12 @@ def test_preempted_replies_are_those_of_a_cold_run(family):
     oracle = Oracle(model_dir(family))
     for i, prompt in enumerate(prompts):
         assert compare(tokens[str(i)], oracle.cold(prompt, 60)).kind != "different"
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_next", "deepseek_v3"])
+def test_tenants_borrow_inside_their_domain_alone(family):
+    report = run(family, 24, seed=11, at_once=12, borrowers=MIX)  # the second half forgets nothing
+    assert not report.different
+    assert not report.miscounted
+    assert report.cached > 0
+    assert report.ties <= 1

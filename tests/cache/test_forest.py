@@ -5,9 +5,12 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
+import pytest
+
 from cache.forest import Forest
+from cache.leaf_queue import LeafQueue
 from cache.namespace import Namespace
-from cache.prefix_cache import PrefixCache, Stats
+from cache.prefix_cache import PrefixCache
 from cache.radix import RadixTree
 
 ONE, TWO, THREE = (Namespace("m", adapter) for adapter in ("", "x", "y"))
@@ -19,7 +22,9 @@ class Bytes:
 
 
 def forest() -> Forest:
-    return Forest(lambda clock: PrefixCache(reserve=lambda _: True, tree=RadixTree(clock)))
+    return Forest(
+        lambda ledger: PrefixCache(reserve=lambda size, tenant: True, tree=RadixTree(ledger))
+    )
 
 
 def put(cache: PrefixCache, first: int, nbytes: int = 10):
@@ -59,8 +64,7 @@ def test_a_dropped_namespace_starts_empty_again():
     made = forest()
     put(made.of(ONE), 1, 3)
     put(made.of(TWO), 1, 4)
-    made.drop(ONE)
-    made.drop(THREE)
+    made.drop(lambda name: name in (ONE, THREE))
     assert made.nbytes == 4
     assert made.evicted_tokens == 2
     assert made.of(ONE).lookup(array("i", [1, 2, 3])).length == 0
@@ -68,8 +72,73 @@ def test_a_dropped_namespace_starts_empty_again():
 
 def test_sizes_are_added_up():
     made = forest()
-    assert made.stats() == Stats(0, 0, 0, 0, 0)
+    assert (made.nbytes, made.lent) == (0, 0)
     put(made.of(ONE), 1, 3)
-    put(made.of(TWO), 1, 4)
-    assert made.stats() == Stats(4, 2, 7, 0, 0)
-    assert made.nbytes == 7
+    held = put(made.of(TWO), 1, 4)
+    assert (made.nbytes, made.lent) == (7, 0)
+    lease, _ = made.of(TWO).lend(array("i", [1, 2, 0]), 2)
+    assert (made.nbytes, made.lent) == (7, 4)
+    made.of(TWO).cancel(lease)
+    assert held.loans == made.lent == 0
+
+
+def domain(number: int) -> Namespace:
+    return Namespace("m", domain=f"salt {number}")
+
+
+def run(made: Forest, name: Namespace, first: int) -> None:
+    """A row's life on a cache, without its KV."""
+    lease, _ = made.of(name).lend(array("i", [first, first + 1, 0]), 0)
+    put(made.of(name), first)
+    made.of(name).cancel(lease)
+
+
+def test_a_domain_with_nothing_left_is_forgotten():
+    made = forest()
+    run(made, ONE, 1)
+    run(made, TWO, 1)
+    assert len(made) == 2
+    made.evict()
+    assert [made.find(name) is None for name in (ONE, TWO)] == [True, False]
+    assert made.evicted_tokens == 2
+
+
+def test_a_domain_with_a_lease_stays_and_goes_with_it():
+    made = forest()
+    cache = made.of(ONE)
+    lease, _ = cache.lend(array("i", [1, 2]), 0)
+    put(cache, 1)
+    made.evict()
+    assert made.of(ONE) is cache
+    cache.cancel(lease)
+    assert len(made) == 0
+
+
+def test_looking_for_a_domain_makes_none():
+    made = forest()
+    assert made.find(ONE) is None
+    assert len(made) == 0
+
+
+def test_ten_thousand_salts_leave_what_fits_and_cost_nothing_each():
+    """Counted in looks at leaves: the work of an eviction does not grow with the domains."""
+    made = forest()
+    looks = 0
+
+    def first(queue, look=LeafQueue.first):
+        nonlocal looks
+        looks += 1
+        return look(queue)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LeafQueue, "first", first)
+        for number in range(10_000):
+            while made.nbytes >= 1000:
+                made.evict()
+            run(made, domain(number), 1)
+    assert (len(made), made.nbytes) == (100, 1000)
+    assert made.evicted_tokens == 2 * 9_900
+    assert looks <= 2 * 9_900
+    assert {name for name in map(domain, range(9_900, 10_000)) if made.find(name)} == {
+        domain(number) for number in range(9_900, 10_000)
+    }

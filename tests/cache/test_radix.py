@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.radix import Match, Node, RadixTree
+from cache.node import Node
+from cache.radix import Match, RadixTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,19 @@ def forked(tree) -> tuple[RadixTree, Node, Node, Node]:
     return tree, stem, left, right
 
 
+def evictable(tree: RadixTree) -> Node | None:
+    found = tree.shares.first()
+    return None if found is None else found[0]
+
+
+def leaves(tree: RadixTree) -> list[Node]:
+    """Those that are not on loan, in the order in which they go."""
+    found = [n for n in tree.walk() if not (n.children or n.loans)]
+    found.sort(key=lambda n: n.last_used)
+    assert evictable(tree) is (found[0] if found else None)
+    return found
+
+
 def totals(tree: RadixTree) -> tuple[int, int, int, int]:
     tree.check()
     return tree.nodes, tree.tokens, tree.nbytes, tree.snapshot_nbytes
@@ -42,8 +56,8 @@ def totals(tree: RadixTree) -> tuple[int, int, int, int]:
 def test_an_empty_tree_matches_nothing(tree):
     assert tree.match([1, 2]) == Match(tree.root, 0)
     assert tree.match([]) == Match(tree.root, 0)
-    assert tree.evictable() is None
-    assert list(tree.lru_leaves()) == list(tree.lru_snapshots()) == list(tree.walk()) == []
+    assert evictable(tree) is None
+    assert leaves(tree) == list(tree.lru_snapshots()) == list(tree.walk()) == []
     assert (tree.root.start, tree.root.end, tree.root.length) == (0, 0, 0)
     assert tree.root.path() == []
     assert totals(tree) == (0, 0, 0, 0)
@@ -255,7 +269,7 @@ def test_the_tree_lets_go_of_payloads_at_once(tree):
     tree.remove(fresh)  # not the next in line: its place in the queue stays taken for a while
     del fresh
     assert [ref() for ref in gone] == [None, None, None]
-    assert tree.evictable() is old
+    assert evictable(tree) is old
 
 
 def test_locks_count_up_to_the_root(forked):
@@ -290,17 +304,17 @@ def test_unlock_below_zero_changes_nothing(forked):
 
 def test_leaves_go_least_recently_used_first(tree):
     a, b, c = (tree.insert(tree.root, [t], Held(1)) for t in range(3))
-    assert tree.evictable() is a
+    assert evictable(tree) is a
     tree.touch(a)
-    assert list(tree.lru_leaves()) == [b, c, a]
+    assert leaves(tree) == [b, c, a]
     tree.lock(b)
-    assert list(tree.lru_leaves()) == [c, a]
+    assert leaves(tree) == [c, a]
     tree.unlock(b)  # giving back is no use: its place is as before
-    assert list(tree.lru_leaves()) == [b, c, a]
+    assert leaves(tree) == [b, c, a]
     d = tree.insert(b, [9], Held(1))
-    assert list(tree.lru_leaves()) == [c, a, d]
+    assert leaves(tree) == [c, a, d]
     tree.remove(d)
-    assert list(tree.lru_leaves()) == [c, a, b]
+    assert leaves(tree) == [c, a, b]
     tree.check()
 
 
@@ -309,40 +323,12 @@ def test_a_use_spares_the_whole_path(forked):
     other = tree.insert(tree.root, [8], Held(1))
     tree.touch(left)
     order = []
-    while (leaf := tree.evictable()) is not None:
+    while (leaf := evictable(tree)) is not None:
         order.append(leaf)
         tree.remove(leaf)
         tree.check()
     assert order == [right, other, left, stem]
 
-
-def test_leaves_can_be_removed_passed_over_and_locked_while_they_are_listed(forked):
-    tree, stem, left, right = forked
-    other = tree.insert(tree.root, [8], Held(1))
-    last = tree.insert(tree.root, [9], Held(1))
-    seen = []
-    for leaf in tree.lru_leaves():
-        seen.append(leaf)
-        if leaf is right:
-            tree.lock(last)
-        if leaf is not other:
-            tree.remove(leaf)
-    assert seen == [left, right, stem, other]
-    assert list(tree.lru_leaves()) == [other]
-    tree.unlock(last)
-    assert list(tree.lru_leaves()) == [other, last]
-    tree.check()
-
-
-def test_leaving_the_list_early_loses_nothing(tree):
-    nodes = [tree.insert(tree.root, [t], Held(1)) for t in range(5)]
-    assert next(tree.lru_leaves()) is nodes[0]
-    for leaf in tree.lru_leaves():
-        if leaf is nodes[2]:
-            break
-    del leaf
-    assert tree.evictable() is nodes[0]
-    assert list(tree.lru_leaves()) == nodes
     tree.check()
 
 
@@ -442,3 +428,73 @@ def test_check_finds_what_is_wrong_and_shows_the_tree(forked, corrupt, message):
         tree.check()
     assert "RadixTree nodes=" in str(caught.value)
     assert "[0, 3) 1,2,3" in str(caught.value)
+
+
+def test_users_of_a_node_use_its_parents(forked):
+    tree, stem, left, right = forked
+    tree.use(left, "b")
+    assert (stem.users, left.users, right.users) == (("default", "b"),) * 2 + (("default",),)
+    grown = tree.insert(right, [7], Held(8), "c")
+    assert grown.users == ("c",)
+    assert right.users == ("default", "c")
+    assert stem.users == ("default", "b", "c")
+    tree.use(left, "b")
+    tree.check()
+    # 30 bytes by three, 20 by two, 10 by two, 8 for one
+    assert tree.shares.charged() == {"default": 25, "b": 20, "c": 23}
+
+
+def test_odd_bytes_are_charged_to_the_first_users(tree):
+    node = tree.insert(tree.root, [1], Held(11), "a")
+    for user in "bc":
+        tree.use(node, user)
+    assert tree.shares.charged() == {"a": 4, "b": 4, "c": 3}
+    tree.set_snapshot(node, "state", 3)
+    assert tree.shares.charged() == {"a": 5, "b": 5, "c": 4}
+    tree.remove(node)
+    assert tree.shares.charged() == {}
+
+
+def test_parts_of_a_node_keep_its_users_and_are_joined_only_with_equal_ones(tree):
+    node = tree.insert(tree.root, [1, 2, 3, 4], Held(40), "a")
+    tree.use(node, "b")
+    upper = tree.split(node, 2, Held(20), Held(20))
+    assert upper.users == node.users == ("a", "b")
+    tree.use(upper, "c")
+    with pytest.raises(AssertionError, match="has other users"):
+        tree.merge(node, Held(40))
+    tree.use(node, "c")
+    tree.merge(node, Held(40))
+    assert node.users == ("a", "b", "c")
+    assert tree.shares.charged() == {"a": 14, "b": 13, "c": 13}
+    tree.check()
+
+
+def test_a_leaf_goes_when_its_last_user_gives_it_up(forked):
+    tree, stem, left, _ = forked
+    tree.use(left, "b")
+    with pytest.raises(AssertionError, match="has children"):
+        stem.give_up("b")
+    assert left.give_up("default") == 0
+    assert left.users == ("b",)
+    assert tree.shares.charged() == {"default": 15 + 10, "b": 15 + 20}
+    with pytest.raises(AssertionError, match="does not use"):
+        left.give_up("default")
+    assert left.give_up("b") == 20
+    assert left.parent is None
+    assert tree.ledger.evicted_tokens == 2
+    tree.check()
+
+
+def test_what_is_everybodys_is_charged_to_nobody_and_never_goes(tree):
+    node = tree.insert(tree.root, [1, 2], Held(0), None)
+    tree.use(node, "a")
+    assert node.users == ()
+    assert tree.shares.first() is None
+    below = tree.insert(node, [3], Held(5), "a")
+    assert tree.shares.first() == (below, "a")
+    tree.check()
+    tree.remove(below)
+    assert tree.shares.first() is None
+    tree.remove(node)
+    tree.check()

@@ -9,12 +9,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cache.radix import Node, RadixTree
+from cache.node import Node
+from cache.radix import RadixTree
+from cache.shares import Part
 
 Tokens = tuple[int, ...]
 
 SEQUENCES = st.lists(st.integers(0, 2), min_size=1, max_size=10).map(tuple)
 PICKS = st.integers(0, 1000)
+WEIGHTS = {"a": 1.0, "b": 2.0, "c": 0.5}
+USERS = st.sampled_from(sorted(WEIGHTS))
 
 
 def label_bytes(label: int) -> int:
@@ -43,12 +47,14 @@ class Record:
 class Model:
     """Where nodes end, as whole sequences; an edge begins where the longest prefix ends.
 
-    Labels are kept per prefix, and loans as the sequences that are on loan.
+    Labels and users are kept per prefix, that is per token, and loans as the sequences that are
+    on loan.
     """
 
     def __init__(self) -> None:
         self.ends: dict[Tokens, Record] = {}
         self.labels: dict[Tokens, int] = {}
+        self.users: dict[Tokens, tuple[str, ...]] = {}
         self.lent: list[Tokens] = []
 
     def start(self, end: Tokens) -> int:
@@ -66,10 +72,36 @@ class Model:
     def children(self, end: Tokens) -> list[Tokens]:
         return [e for e in self.ends if len(e) > len(end) and e[: self.start(e)] == end]
 
-    def free_leaves(self) -> list[Tokens]:
-        """In the order of eviction."""
+    def free_leaves(self, user: str | None = None) -> list[Tokens]:
+        """In the order in which a user gives them up."""
         leaves = [e for e in self.ends if not self.children(e) and not self.loans(e)]
-        return sorted(leaves, key=lambda e: self.ends[e].tick)
+        own = [e for e in leaves if user is None or user in self.users[e]]
+        return sorted(own, key=lambda e: self.ends[e].tick)
+
+    def use(self, end: Tokens, user: str) -> None:
+        for length in range(1, len(end) + 1):
+            if user not in self.users[end[:length]]:
+                self.users[end[:length]] += (user,)
+
+    def charged(self) -> dict[str, int]:
+        """Bytes by user; the first ones of a node take the odd bytes."""
+        total = dict.fromkeys(WEIGHTS, 0)
+        for end, record in self.ends.items():
+            users = self.users[end]
+            nbytes = self.payload(end).nbytes + (record.snapshot or (None, 0))[1]
+            for i, user in enumerate(users):
+                total[user] += nbytes // len(users) + (i < nbytes % len(users))
+        return {user: nbytes for user, nbytes in total.items() if nbytes}
+
+    def next_to_go(self) -> list[tuple[Tokens, str]]:
+        """The leaf to go and who gives it up: of several where they are equal."""
+        charged = self.charged()
+        ranks = {
+            (leaves[0], user): (-charged.get(user, 0) / weight, self.ends[leaves[0]].tick)
+            for user, weight in WEIGHTS.items()
+            if (leaves := self.free_leaves(user))
+        }
+        return [each for each, rank in ranks.items() if rank == min(ranks.values())]
 
     def match(self, tokens: Tokens) -> tuple[Tokens, int]:
         """The end of the node reached, () for the root, and the tokens matched."""
@@ -81,7 +113,7 @@ class Model:
 
     def remove(self, end: Tokens) -> None:
         for length in range(self.start(end), len(end)):
-            del self.labels[end[: length + 1]]
+            del self.labels[end[: length + 1]], self.users[end[: length + 1]]
         del self.ends[end]
 
 
@@ -104,6 +136,8 @@ class RadixMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.tree = RadixTree()
+        self.tree.shares.configure({user: Part(weight) for user, weight in WEIGHTS.items()})
+        self.evicted = 0
         self.model = Model()
         self.locks: list[Node] = []  # in step with model.lent
         self.clock = 0
@@ -143,8 +177,8 @@ class RadixMachine(RuleBasedStateMachine):
 
     # Rules
 
-    @rule(tokens=SEQUENCES, prefer_extend=st.booleans())
-    def add(self, tokens: Tokens, prefer_extend: bool) -> None:
+    @rule(tokens=SEQUENCES, prefer_extend=st.booleans(), user=USERS)
+    def add(self, tokens: Tokens, prefer_extend: bool, user: str) -> None:
         """As a cache commits: match, split where the match ends inside an edge, add the rest."""
         end, length = self.model.match(tokens)
         node = self.tree.match(tokens).node
@@ -152,15 +186,22 @@ class RadixMachine(RuleBasedStateMachine):
             node, end = self.cut(end, length), end[:length]
         if length == len(tokens):
             self.tree.touch(node)
+            self.tree.use(node, user)
+            self.model.use(end, user)
         elif prefer_extend and end and not (self.model.children(end) or node.snapshot):
             self.label(tokens, length)
             self.model.ends[tokens] = self.model.ends.pop(end)
+            for at in range(length, len(tokens)):
+                self.model.users[tokens[: at + 1]] = self.model.users[end]
             self.model.lent = [tokens if lent == end else lent for lent in self.model.lent]
             self.tree.extend(node, tokens[length:], self.model.payload(tokens))
         else:
             self.label(tokens, length)
             self.model.ends[tokens] = Record(0)
-            new = self.tree.insert(node, tokens[length:], self.model.payload(tokens))
+            self.model.use(end, user)
+            for at in range(length, len(tokens)):
+                self.model.users[tokens[: at + 1]] = (user,)
+            new = self.tree.insert(node, tokens[length:], self.model.payload(tokens), user)
             assert sequence(new) == tokens
         self.used(tokens)
 
@@ -185,6 +226,7 @@ class RadixMachine(RuleBasedStateMachine):
             or record.snapshot
             or self.model.children(above) != [end]
             or self.model.loans(above) != self.model.loans(end)
+            or self.model.users[above] != self.model.users[end]
         ):
             return
         self.model.ends[end].tick = record.tick
@@ -200,28 +242,45 @@ class RadixMachine(RuleBasedStateMachine):
             self.tree.remove(self.node(end))
             self.model.remove(end)
 
-    @rule(count=st.integers(1, 2))
+    @rule(count=st.integers(1, 3))
     def evict(self, count: int) -> None:
         for _ in range(count):
-            leaves = self.model.free_leaves()
-            leaf = self.tree.evictable()
-            assert (leaf and sequence(leaf)) == (leaves[0] if leaves else None)
-            if leaf is not None:
-                self.tree.remove(leaf)
-                self.model.remove(leaves[0])
+            found = self.tree.shares.first()
+            possible = self.model.next_to_go()
+            if found is None:
+                assert not possible
+                assert self.tree.shares.evict() == -1
+                return
+            end, user = sequence(found[0]), found[1]
+            assert (end, user) in possible
+            self.give_up(end, user, self.tree.shares.evict())
 
-    @rule(fates=st.lists(st.booleans(), max_size=6))
-    def evict_some(self, fates: list[bool]) -> None:
-        """Walks the list of leaves, removing some, and leaves it at an arbitrary place."""
-        spared: set[Tokens] = set()
-        for fate, leaf in zip(fates, self.tree.lru_leaves(), strict=False):
-            end = next(e for e in self.model.free_leaves() if e not in spared)
-            assert sequence(leaf) == end
-            if fate:
-                self.tree.remove(leaf)
-                self.model.remove(end)
-            else:
-                spared.add(end)
+    @precondition(grown)
+    @rule(pick=PICKS, user=USERS)
+    def let_go(self, pick: int, user: str) -> None:
+        leaves = self.model.free_leaves(user)
+        if leaves:
+            end = leaves[pick % len(leaves)]
+            self.give_up(end, user, self.node(end).give_up(user))
+
+    def give_up(self, end: Tokens, user: str, freed: int) -> None:
+        users = tuple(u for u in self.model.users[end] if u != user)
+        if users:
+            assert freed == 0
+            for length in range(self.model.start(end), len(end)):
+                self.model.users[end[: length + 1]] = users
+            return
+        record = self.model.ends[end]
+        assert freed == self.model.payload(end).nbytes + (record.snapshot or (None, 0))[1]
+        self.evicted += len(end) - self.model.start(end)
+        self.model.remove(end)
+
+    @precondition(grown)
+    @rule(pick=PICKS, user=USERS)
+    def use(self, pick: int, user: str) -> None:
+        node, end = self.pick(pick)
+        self.tree.use(node, user)
+        self.model.use(end, user)
 
     @precondition(grown)
     @rule(pick=PICKS)
@@ -285,15 +344,20 @@ class RadixMachine(RuleBasedStateMachine):
             assert node.payload == model.payload(end)
             assert (node.loans, node.last_used) == (model.loans(end), record.tick)
             assert (node.snapshot, node.snapshot_nbytes) == (record.snapshot or (None, 0))
+            tokens = range(node.start, node.end)
+            assert {model.users[end[: at + 1]] for at in tokens} == {node.users}
         snapshots = sum(r.snapshot[1] for r in model.ends.values() if r.snapshot)
         assert self.tree.snapshot_nbytes == snapshots
         assert self.tree.nbytes == snapshots + sum(map(label_bytes, model.labels.values()))
         assert (self.tree.nodes, self.tree.tokens) == (len(model.ends), len(model.labels))
+        assert self.tree.shares.charged() == model.charged()
+        assert self.tree.ledger.nbytes == self.tree.nbytes
+        assert self.tree.ledger.evicted_tokens == self.evicted
 
     @invariant()
     def lists_in_order(self) -> None:
         model = self.model
-        assert [sequence(n) for n in self.tree.lru_leaves()] == model.free_leaves()
+        assert (self.tree.shares.first() is None) == (not model.free_leaves())
         held = [e for e, record in model.ends.items() if record.snapshot and not model.loans(e)]
         held.sort(key=lambda e: (model.ends[e].tick, len(e)))
         assert [sequence(n) for n in self.tree.lru_snapshots()] == held

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cache.prefix_cache import Keeping
+from cache.keeping import Keeping
 from engine.engine import Engine
 from engine.params import SamplingParams
 from engine.rows import Row

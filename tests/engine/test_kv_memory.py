@@ -9,8 +9,9 @@ from array import array
 import mlx.core as mx
 import pytest
 
+from cache.loan import Borrower
 from engine.engine import Engine
-from engine.kv_memory import KvMemory
+from engine.kv_memory import KvMemory, TenantPart
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
@@ -105,6 +106,71 @@ def test_all_models_together_stay_within_the_budget():
     assert qwen.forest.evicted_tokens and llama.forest.evicted_tokens
     for engine, row in rows:
         engine.release(row)
+
+
+def tenant_row(engine: Engine, tenant: str, tokens: list[int]) -> Row | None:
+    prompt = array("i", tokens)
+    sampling = RowSampling(GREEDY, prompt, engine.vocab_size)
+    return engine.admit("row", prompt, sampling, (), borrower=Borrower(tenant))
+
+
+def prefill(engine: Engine, row: Row) -> None:
+    while row.remaining:
+        engine.prefill(row, 512)
+
+
+def test_one_off_prompts_of_one_tenant_cost_another_nothing_in_any_model():
+    """Several at a time, whose rows alone would fill the memory."""
+    memory, qwen, llama = two(8000)
+    prefixes = [words(seed, 900) for seed in range(3)]
+    for prefix in prefixes:
+        row = tenant_row(qwen, "ann", [*prefix, 5])
+        prefill(qwen, row)
+        qwen.release(row)
+    running: list[tuple[Engine, Row]] = []
+    waited = 0
+    for i in range(60):
+        engine = (qwen, llama)[i % 2]
+        while (row := tenant_row(engine, "bob", words(100 + i, 1500))) is None:
+            waited += 1
+            assert running, "alone, it gets what there is"
+            other, ended = running.pop(0)
+            other.release(ended)
+        prefill(engine, row)
+        running.append((engine, row))
+        for prefix in prefixes:
+            assert cached(qwen, [*prefix, 5, 6]) == 900
+        assert qwen.used + llama.used <= memory.limit
+    assert waited > 20
+    assert llama.forest.evicted_tokens > 0
+    for engine, row in running:
+        engine.release(row)
+    charged = memory.shares.charged()
+    assert charged["ann"] > 2699 * qwen.token_bytes, "a first word may be shared"
+    assert charged["bob"] > charged["ann"]
+
+
+def test_a_tenant_alone_may_fill_the_memory():
+    _, qwen, _ = two(8000)
+    row = tenant_row(qwen, "ann", words(1, 3000))
+    prefill(qwen, row)
+    qwen.release(row)
+    assert tenant_row(qwen, "bob", words(2, 7000)) is not None
+    assert cached(qwen, words(1, 3000)) == 0
+
+
+def test_a_share_of_the_memory_bounds_what_is_kept():
+    memory, qwen, _ = two(8000)
+    memory.configure({"ann": TenantPart(1.0, 0.125)})
+    for seed in range(4):
+        row = tenant_row(qwen, "ann", words(seed, 700))
+        prefill(qwen, row)
+        qwen.release(row)
+        kept = memory.shares.charged()["ann"]
+        assert 600 * qwen.token_bytes < kept <= 1000 * qwen.token_bytes
+        assert cached(qwen, [*words(seed, 700), 1]) == 699
+    memory.limit //= 2
+    assert memory.shares.charged() == {}, "the share follows the memory"
 
 
 def test_tails_of_a_draft_model_count_for_all_models():

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 
 from engine import embedded
-from engine.segments import SegmentedEncoder
+from engine.segments import ENTRY, SegmentedEncoder
 
 
 @cache
@@ -61,7 +61,7 @@ def test_only_what_is_new_is_tokenised():
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes():
     counting = Counting(fast())
-    segments = SegmentedEncoder(counting, most_characters=10)
+    segments = SegmentedEncoder(counting, most_characters=2 * (4 + ENTRY) + 2)
     for text in ("aaaa", "bbbb", "aaaa", "cccc"):
         segments.encode(text)
     counting.asked.clear()
@@ -98,3 +98,13 @@ def test_a_tokenizer_that_looks_beyond_the_piece_encodes_whole_texts(make):
     segments = SegmentedEncoder(made)
     for text in ("a<s>b<s> a", "<s>a", "a<eat>  b", " a <s> b "):
         assert segments.encode(text).tolist() == made.encode(text, add_special_tokens=False).ids
+
+
+def test_what_one_domain_has_sent_saves_another_nothing():
+    counting = Counting(fast())
+    segments = SegmentedEncoder(counting)
+    text = "<|im_start|>user\nHello!<|im_end|>"
+    for domain, asked in (("one", True), ("two", True), ("one", False), ("two", False)):
+        counting.asked.clear()
+        assert segments.encode(text, domain).tolist() == segments.encode(text).tolist()
+        assert ("user\nHello!" in counting.asked[:1]) == asked

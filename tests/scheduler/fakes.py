@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cache.lease import NO_HIT, Hit
 from cache.loan import ANYBODY, NO_LOAN, Borrower, Loan
-from cache.prefix_cache import NO_HIT, Hit
 from engine.decoding import Choice, Outcome
 from engine.variant import BASE, Variant
 from scheduler.events import Event, Finished

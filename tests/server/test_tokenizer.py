@@ -112,6 +112,35 @@ def test_no_boundary_without_a_system_prompt_or_need() -> None:
 
 
 @pytest.mark.parametrize(
+    ("messages", "end"),
+    [
+        (said(("system", "Be brief.")), "<|im_end|>\n<|im_start|>user\n"),
+        (said(("system", "Be brief."), ("user", "hi")), "<|im_end|>\n<|im_start|>assistant\n"),
+        (said(("user", "hi"), ("assistant", "so")), "so<|im_end|>\n<|im_start|>user\n"),
+    ],
+)
+def test_beginning_of_messages_is_what_every_continuation_begins_with(
+    messages: list[dict[str, Any]], end: str
+) -> None:
+    begin = plain().beginning(messages=messages)
+    assert text(Prompt(begin, (), False), plain()).endswith(end)
+    asked = messages[-1]["role"] == "user"
+    for more in ("Well", "why", " "):
+        role = "assistant" if asked else "user"
+        longer = plain().chat([*messages, {"role": role, "content": more}])
+        assert longer.tokens[: len(begin)] == begin
+
+
+@pytest.mark.parametrize("more", ["", "s", "S", " and", "\n", ".", "é", "0", "\t"])
+def test_beginning_of_a_text_is_what_longer_texts_begin_with(more: str) -> None:
+    for tokenizer in (full(), plain()):
+        begin = tokenizer.beginning("Some words that end in the middle of a word")
+        whole = tokenizer.encode("Some words that end in the middle of a word" + more, special=True)
+        assert len(begin) > 5
+        assert whole[: len(begin)] == begin
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{{ raise_exception('no  such\nrole') }}",
