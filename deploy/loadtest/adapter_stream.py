@@ -1,6 +1,6 @@
 """Requests for eight adapters, on both servers: ``python -m deploy.loadtest.adapter_stream``.
 
-Sixteen clients each ask for one adapter after the other. mlx_lm.server takes the directory of an
+Thirty-two clients each ask for one adapter after the other. mlx_lm.server takes the directory of an
 adapter with the request, and drains and reloads its model to change it. Prints the wall times.
 """
 
@@ -23,7 +23,7 @@ from deploy.loadtest.adapter_rows import ADAPTERS, RANK, write_adapter
 from deploy.loadtest.scenarios import text
 from deploy.loadtest.servers import Running, serving
 
-CLIENTS, TURNS, PROMPT, NEW = 16, 3, 200, 128
+CLIENTS, TURNS, PROMPT, NEW = 32, 3, 200, 128
 TIMEOUT = aiohttp.ClientTimeout(total=3600)
 
 
