@@ -5,8 +5,10 @@ Starts real servers with tenants and keys, and prints one JSON object:
 - ``lone``: an agent alone, then beside 30 busy ones of another tenant: TTFT at the 95th percentile;
 - ``weights``: two tenants of 15 agents each, always backlogged on 8 rows, weights 1 and 3: what
   each is served;
-- ``scan``: a tenant's hit rate alone, and beside one that sends long one-off prompts without pause;
-- for the first two, the throughput of a fixed load compared with first come, first served.
+- ``scan``: a tenant's hit rate alone, and beside one that sends long one-off prompts without pause
+  while the first one's agents pause between turns;
+- the same without fairness (``deploy.loadtest.first_come``): the throughput of a fixed load for the
+  first two, the hit rates for the last.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ STALL_TARGET = 0.1  # s, the server's default
 TURNS = 24  # of the lone agent
 BUSY, ROWS, SECONDS = 30, 8, 40.0
 SYSTEM, QUESTION, NEW, ROUNDS = 2000, 100, 32, 4  # tokens, and turns until an agent starts anew
-SCAN_MEMORY, SCANNERS, ONE_OFF = "96MB", 4, 4000
+SCAN_MEMORY, SCANNERS, ONE_OFF, PAUSE = "64MB", 4, 4000, 6.0  # PAUSE: s between turns
 LIMIT = 900.0  # s for one request
 
 Heard = Callable[[Reply], None]
@@ -67,11 +69,17 @@ def _endpoint(running: Running, model: Path, key: str) -> Endpoint:
 
 
 async def converse(
-    session: aiohttp.ClientSession, endpoint: Endpoint, name: str, turns: int, heard: Heard
+    session: aiohttp.ClientSession,
+    endpoint: Endpoint,
+    name: str,
+    turns: int,
+    heard: Heard,
+    pause: float = 0.0,
 ) -> None:
     """An agent: so many turns, in conversations that start anew every few of them.
 
-    Agents whose names begin alike have the same system prompt.
+    Agents whose names begin alike have the same system prompt. ``pause`` is in seconds, after
+    each turn.
     """
     messages: list[Message] = []
     for turn in range(turns):
@@ -81,6 +89,7 @@ async def converse(
         reply = await stream_reply(session, endpoint, messages, NEW)
         messages.append({"role": "assistant", "content": reply.text})
         heard(reply)
+        await asyncio.sleep(pause)
 
 
 @contextmanager
@@ -192,7 +201,7 @@ async def scan(endpoints: dict[str, Endpoint]) -> dict[str, float]:
     async def hits(session: aiohttp.ClientSession, name: str) -> float:
         replies: list[Reply] = []
         works = [
-            converse(session, endpoints["work"], f"{name} {i}", 3 * ROUNDS, replies.append)
+            converse(session, endpoints["work"], f"{name} {i}", 2 * ROUNDS, replies.append, PAUSE)
             for i in range(8)
         ]
         await asyncio.gather(*works)
@@ -214,10 +223,11 @@ def measure(model: Path, folder: Path, seconds: float) -> dict[str, Any]:
         numbers["lone"] = asyncio.run(lone(endpoints))
     with tenants("commons", model, folder, three, *rows) as endpoints:
         numbers["weights"] = asyncio.run(weighted(endpoints, seconds))
-    with tenants(
-        "commons", model, folder, {"work": 1.0, "scan": 1.0}, "--kv-memory", SCAN_MEMORY
-    ) as e:
-        numbers["scan"] = asyncio.run(scan(e))
+    numbers["scan"] = {}
+    for kind in ("commons", "first_come"):
+        memory = ("--kv-memory", SCAN_MEMORY)
+        with tenants(kind, model, folder, {"work": 1.0, "scan": 1.0}, *memory) as endpoints:
+            numbers["scan"][kind] = asyncio.run(scan(endpoints))
     for name, weights, options, agents in (
         ("lone", pair, (), {"one": 1, "many": BUSY}),
         ("weights", three, rows, {"one": BUSY // 2, "three": BUSY // 2}),
