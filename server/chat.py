@@ -23,7 +23,7 @@ from .errors import bad_request
 from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
-from .output import Delta, Output, ToolCall
+from .output import CallDelta, Delta, Output
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
@@ -294,9 +294,16 @@ def _top_logprobs(body: ChatRequest) -> int | None:
 # what goes out
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(call: CallDelta) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id, "type": "function", "function": function}
+
+
+def _call_piece(call: CallDelta) -> dict[str, Any]:
+    """The same in a chunk: a call's name comes with its first piece alone."""
+    if call.name:
+        return {"index": call.number, **_call(call)}
+    return {"index": call.number, "function": {"arguments": call.arguments}}
 
 
 def _fields(delta: Delta) -> dict[str, Any]:
@@ -342,7 +349,7 @@ class _Chunks:
     def piece(self, choice: Choice, piece: Piece) -> bytes:
         fields = _fields(piece.delta)
         if piece.delta.calls:
-            fields["tool_calls"] = [{"index": c.number, **_call(c)} for c in piece.delta.calls]
+            fields["tool_calls"] = [_call_piece(c) for c in piece.delta.calls]
         if not (fields or self._logprobs):
             return b""  # a token that shows nothing yet
         logprobs = chat_logprobs(self._tokenizer, piece.tokens) if self._logprobs else None

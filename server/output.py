@@ -20,11 +20,15 @@ TEXT, THOUGHT, CALL = "text", "thought", "call"
 Ending = Literal["stop", "tool_calls"]
 
 
-class ToolCall(NamedTuple):
-    """One call, the ``number``-th of its reply; ``arguments`` is JSON text."""
+class CallDelta(NamedTuple):
+    """What was added to the ``number``-th call of a reply, counted from 0.
 
-    id: str
+    The first delta of a call brings its ``id`` and ``name``; in later ones they are empty.
+    ``arguments`` is the next piece of its JSON text.
+    """
+
     number: int
+    id: str
     name: str
     arguments: str
 
@@ -34,7 +38,7 @@ class Delta(NamedTuple):
 
     text: str = ""
     thought: str = ""
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.text or self.thought or self.calls)
@@ -45,7 +49,19 @@ class Delta(NamedTuple):
         if len(deltas) == 1:
             return deltas[0]
         text, thought = "".join([d.text for d in deltas]), "".join([d.thought for d in deltas])
-        return Delta(text, thought, tuple(call for d in deltas for call in d.calls))
+        return Delta(text, thought, _joined_calls([call for d in deltas for call in d.calls]))
+
+
+def _joined_calls(pieces: Sequence[CallDelta]) -> tuple[CallDelta, ...]:
+    """Each call once, with all of its arguments that are there."""
+    calls: list[CallDelta] = []
+    for piece in pieces:
+        if calls and calls[-1].number == piece.number:
+            arguments = calls[-1].arguments + piece.arguments
+            calls[-1] = calls[-1]._replace(arguments=arguments)
+        else:
+            calls.append(piece)
+    return tuple(calls)
 
 
 NOTHING = Delta()
@@ -155,7 +171,7 @@ class Output:
             return Delta(text=text)
         calls = []
         for name, arguments in read[: 1 if self._one_call else None]:
-            calls.append(ToolCall(f"call_{uuid.uuid4().hex[:24]}", self._calls, name, arguments))
+            calls.append(CallDelta(self._calls, f"call_{uuid.uuid4().hex[:24]}", name, arguments))
             self._calls += 1
         if self._one_call:
             self.ended = "tool_calls"
