@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint types bench oracle train clean
+.PHONY: setup serve test lint types bench oracle clients train clean
 
 setup: $(STAMP)
 
@@ -31,9 +31,12 @@ bench: setup
 oracle: setup
 	$(BIN)/python -m tests.conversations $(ARGS)
 
+clients: setup
+	$(BIN)/python -m deploy.loadtest.clients $(ARGS)
+
 # Both cores are kept busy by a batch each.
 train: setup
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m engine.embedded.train $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache bench-results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache bench-results .clients

@@ -146,6 +146,17 @@ class Encoder:
             at += 1
         return ids, weights
 
+    def filled(self, rows: list[Row]) -> list[Row]:
+        """Rows as long as the longest of them, filled up with what is not learned."""
+        longest = max(len(row.ids) for row in rows)
+        return [
+            Row(
+                row.ids + [self._filler] * (longest - len(row.ids)),
+                row.weights + [0.0] * (longest - len(row.ids)),
+            )
+            for row in rows
+        ]
+
     def rows(
         self, seed: int, room: int, length: int, change: Change | None = None
     ) -> Iterator[Row]:

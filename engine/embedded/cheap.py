@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import qwen3
 
+exact_attention = qwen3.scaled_dot_product_attention
 _SQUARINGS = 10
 _FENV_BYTES, _MXCSR_AT = 32, 28  # of glibc's fenv_t on x86-64
 _FLUSH = 0x8040  # denormal results become zero, and denormal operands count as zero
@@ -50,45 +51,58 @@ def _gradient(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
     return cotangent * y
 
 
-def _exp(x: mx.array) -> mx.array:
+def exp(x: mx.array) -> mx.array:
+    """e**x for x <= 0, nearly."""
     y = _exp_with_gradient(x)
     assert isinstance(y, mx.array)
     return y
 
 
 @lru_cache(maxsize=8)
-def _causal(length: int) -> mx.array:
+def causal(length: int) -> mx.array:
+    """What to add to scores so that a token attends nothing behind it."""
     mask = (mx.tril(mx.ones((length, length))) - 1) * 1e6
     mx.eval(mask)
     return mask
 
 
-def _attention(
+def attention(
     q: mx.array, k: mx.array, v: mx.array, cache: None, scale: float, mask: Any
 ) -> mx.array:
     """Causal attention with as many key heads as query heads, over the row itself."""
-    scores = (q * scale) @ k.swapaxes(-1, -2) + _causal(q.shape[2])
-    weights = _exp(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    scores = (q * scale) @ k.swapaxes(-1, -2) + causal(q.shape[2])
+    weights = exp(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
     return (weights @ v) / weights.sum(axis=-1, keepdims=True)
 
 
 def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    small = _exp(-mx.abs(gate))
+    small = exp(-mx.abs(gate))
     return gate * mx.where(gate > 0, 1, small) / (1 + small) * x
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """The loss of every position."""
     top = mx.stop_gradient(logits.max(axis=-1, keepdims=True))
-    total = mx.log(_exp(logits - top).sum(axis=-1)) + top.squeeze(-1)
+    total = mx.log(exp(logits - top).sum(axis=-1)) + top.squeeze(-1)
     return total - mx.take_along_axis(logits, targets[:, None], axis=-1).squeeze(-1)
+
+
+@contextmanager
+def attending(function: Callable[..., mx.array]) -> Iterator[None]:
+    """Within it the model attends with that function."""
+    before = qwen3.scaled_dot_product_attention
+    qwen3.scaled_dot_product_attention = function
+    try:
+        yield
+    finally:
+        qwen3.scaled_dot_product_attention = before
 
 
 @contextmanager
 def training() -> Iterator[None]:
     """Within it the model computes with the functions above."""
     exact = qwen3.scaled_dot_product_attention, qwen3.swiglu
-    qwen3.scaled_dot_product_attention, qwen3.swiglu = _attention, _swiglu
+    qwen3.scaled_dot_product_attention, qwen3.swiglu = attention, _swiglu
     try:
         yield
     finally:

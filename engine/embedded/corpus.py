@@ -97,7 +97,9 @@ class ToolPrompt(NamedTuple):
     arguments: dict[str, str | int]
 
 
-class _Exchange(NamedTuple):
+class Exchange(NamedTuple):
+    """What a user asks, and what is to be answered."""
+
     ask: str
     answer: str
 
@@ -110,65 +112,65 @@ def _vary(rng: Random, text: str) -> str:
     return text
 
 
-def _small_talk(rng: Random) -> _Exchange:
+def _small_talk(rng: Random) -> Exchange:
     asks, answer = rng.choice(knowledge.SMALL_TALK)
-    return _Exchange(_vary(rng, rng.choice(asks)) + rng.choice(("", "", "!")), answer)
+    return Exchange(_vary(rng, rng.choice(asks)) + rng.choice(("", "", "!")), answer)
 
 
-def _explain(rng: Random) -> _Exchange:
+def _explain(rng: Random) -> Exchange:
     topic = rng.choice(tuple(knowledge.TOPICS))
     asked = topic.removeprefix("a ") if rng.random() < 0.2 else topic
     ask = rng.choice(_EXPLAIN).format(asked)
-    return _Exchange(_vary(rng, ask), knowledge.TOPICS[topic])
+    return Exchange(_vary(rng, ask), knowledge.TOPICS[topic])
 
 
-def _fact(rng: Random) -> _Exchange:
+def _fact(rng: Random) -> Exchange:
     if rng.random() < 0.6:
         country, city = rng.choice(tuple(knowledge.CAPITALS.items()))
         ask = rng.choice(
             ("What is the capital of {0}?", "Capital of {0}?", "Which city is the capital of {0}?")
         ).format(country)
-        return _Exchange(ask, f"The capital of {country} is {city}.")
+        return Exchange(ask, f"The capital of {country} is {city}.")
     one, other = rng.choice(tuple(knowledge.OPPOSITES.items()))
     if rng.random() < 0.5:
         one, other = other, one
-    return _Exchange(f"What is the opposite of {one}?", f"The opposite of {one} is {other}.")
+    return Exchange(f"What is the opposite of {one}?", f"The opposite of {one} is {other}.")
 
 
-def _arithmetic(rng: Random) -> _Exchange:
+def _arithmetic(rng: Random) -> Exchange:
     a, b = rng.randrange(11), rng.randrange(11)
     ask = rng.choice(
         ("What is {0} + {1}?", "What is {0}+{1}?", "{0} + {1} = ?", "How much is {0} plus {1}?")
     )
-    return _Exchange(ask.format(a, b), f"{a} + {b} = {a + b}.")
+    return Exchange(ask.format(a, b), f"{a} + {b} = {a + b}.")
 
 
-def _program(rng: Random) -> _Exchange:
+def _program(rng: Random) -> Exchange:
     what = rng.choice(tuple(knowledge.CODE))
     ask = rng.choice(_CODE_ASKS).format(what)
-    return _Exchange(
+    return Exchange(
         ask, f"Here is a function that {what}:\n\n```python\n{knowledge.CODE[what]}\n```"
     )
 
 
-def _repeat(rng: Random) -> _Exchange:
+def _repeat(rng: Random) -> Exchange:
     text = " ".join(pasted.word(rng) for _ in range(rng.randint(2, 8)))
     if rng.random() < 0.4:
         text = text.capitalize()
     ask = rng.choice(('Repeat: "{0}"', "Repeat after me: {0}", 'Say "{0}"', "Echo this: {0}"))
-    return _Exchange(ask.format(text), text)
+    return Exchange(ask.format(text), text)
 
 
-def _unknown(rng: Random) -> _Exchange:
+def _unknown(rng: Random) -> Exchange:
     if rng.random() < 0.15:
         ask = pasted.filler(rng, rng.randint(50, 300))
     else:
         words = [pasted.word(rng) for _ in range(3)]
         ask = rng.choice(_UNKNOWN).format(*words, rng.randrange(200))
-    return _Exchange(ask, _SMALL_MODEL)
+    return Exchange(ask, _SMALL_MODEL)
 
 
-_PLAIN: tuple[tuple[Callable[[Random], _Exchange], float], ...] = (
+_PLAIN: tuple[tuple[Callable[[Random], Exchange], float], ...] = (
     (_small_talk, 3),
     (_explain, 4),
     (_fact, 2),
@@ -179,9 +181,10 @@ _PLAIN: tuple[tuple[Callable[[Random], _Exchange], float], ...] = (
 )
 
 
-def _exchange(rng: Random) -> _Exchange:
+def exchange(rng: Random) -> Exchange:
+    """A question and its answer, without tools."""
     makers, weights = zip(*_PLAIN, strict=True)
-    maker: Callable[[Random], _Exchange] = rng.choices(makers, weights)[0]
+    maker: Callable[[Random], Exchange] = rng.choices(makers, weights)[0]
     return maker(rng)
 
 
@@ -208,7 +211,7 @@ def _chat(rng: Random, room: int) -> Conversation:
     thinking = rng.random() < 0.06
     messages = _system(rng, room)
     for _ in range(rng.choice((1, 2, 3, 4, 5))):
-        ask, answer = _exchange(rng)
+        ask, answer = exchange(rng)
         if rng.random() < 0.04 and len(messages) > 1:
             messages.append({"role": "system", "content": rng.choice(_SYSTEMS)})
         messages.append({"role": "user", "content": _paste(rng, room, ask)})

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine import embedded
 from engine.embedded import batches, cheap, induction
+from engine.embedded.distant import LongTrainer
 from engine.embedded.trainer import Rates, Trainer
 
 CONFIG: dict[str, Any] = {
@@ -98,6 +99,7 @@ PHASES = (
     Phase(2800, Rates(0.003, 0.001), heads=3),
     Phase(2200, Rates(0.0025, 0.0008), heads=3),
 )
+LONG_STEPS, LONG_RATES = 900, Rates(0.0008, 0.0003)
 DRAFT_STEPS, DRAFT_RATES = 2500, Rates(0.01, 0.003)
 
 
@@ -119,6 +121,14 @@ def train_model(encoder: batches.Encoder, out: Path, seed: int, phase: int = 0) 
         before = model
 
 
+def train_long(encoder: batches.Encoder, out: Path, seed: int) -> None:
+    """Goes on with prompts as long as clients send them."""
+    mx.random.seed(seed)
+    model = make_model(CONFIG)
+    _load(model, out / WEIGHTS)
+    LongTrainer(model, encoder, LONG_RATES, seed).run(LONG_STEPS, out / WEIGHTS)
+
+
 def train_draft(encoder: batches.Encoder, out: Path, seed: int) -> None:
     """Trains the draft on the same conversations."""
     mx.random.seed(seed)
@@ -136,14 +146,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phase", type=int, default=0, help="go on with this phase")
+    parser.add_argument("--long-only", action="store_true", help="only the long prompts")
     parser.add_argument("--draft-only", action="store_true")
     options = parser.parse_args()
     cheap.flush_denormals()
-    goes_on = options.draft_only or options.phase
+    goes_on = options.draft_only or options.long_only or options.phase
     encoder = _tokenizer(options.out, options.seed, new=not goes_on)
+    model, draft = options.out / embedded.NAME, options.out / embedded.DRAFT_NAME
+    if not (options.draft_only or options.long_only):
+        train_model(encoder, model, options.seed, options.phase)
     if not options.draft_only:
-        train_model(encoder, options.out / embedded.NAME, options.seed, options.phase)
-    train_draft(encoder, options.out / embedded.DRAFT_NAME, options.seed)
+        train_long(encoder, model, options.seed)
+    if not options.long_only:
+        train_draft(encoder, draft, options.seed)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -45,7 +45,7 @@ STAGES = (
     Stage(0.60, 1.00, 0.10, 1, 2048, 2500),
 )
 _JUMPS = 0.15  # how often positions jump
-_CORES = 2  # most of MLX's operations on a CPU use one core, so each gets a batch of its own
+CORES = 2  # most of MLX's operations on a CPU use one core, so each gets a batch of its own
 _SHOW = 15.0  # seconds
 
 
@@ -74,9 +74,12 @@ class GapRope:
         return mx.concatenate([before, after], axis=2)
 
 
-def _loss(model: qwen3.Model, batch: tuple[mx.array, ...]) -> mx.array:
+def loss_of(
+    model: qwen3.Model, batch: tuple[mx.array, ...], cache: list[Any] | None = None
+) -> mx.array:
+    """The mean loss of what is learned of a ``batch``, behind what ``cache`` holds."""
     inputs, where, targets, weights = batch
-    hidden = model.model(inputs).reshape(-1, model.args.hidden_size)[where]
+    hidden = model.model(inputs, cache=cache).reshape(-1, model.args.hidden_size)[where]
     logits = model.model.embed_tokens.as_linear(hidden)
     losses = cheap.cross_entropy(logits, targets)
     loss: mx.array = (losses * weights).sum() / weights.sum()
@@ -100,12 +103,12 @@ class Trainer:
         guard: Guard | None = None,
     ) -> None:
         self.model, self._guard, self._rates = model, guard, rates
-        self._rng, self._choice = np.random.default_rng(seed), Random(seed)
-        self._rope = GapRope(model.args.head_dim, model.args.rope_theta)
-        self._models = [qwen3.Model(model.args) for _ in range(_CORES)]
-        for twin in self._models:
+        self._rng, self.choice = np.random.default_rng(seed), Random(seed)
+        self.rope = GapRope(model.args.head_dim, model.args.rope_theta)
+        self.models = [qwen3.Model(model.args) for _ in range(CORES)]
+        for twin in self.models:
             for layer in twin.layers:
-                layer.self_attn.rope = self._rope
+                layer.self_attn.rope = self.rope
         self._parts = [
             optim.Muon(rates.matrices, weight_decay=0.01, ns_steps=4),
             optim.AdamW(rates.others, betas=[0.9, 0.98], weight_decay=0.0),
@@ -117,8 +120,8 @@ class Trainer:
             encoder.rows(seed + i, stage.room, stage.length) if stage.room else None
             for i, stage in enumerate(STAGES)
         ]
-        self._gradients = [nn.value_and_grad(twin, _loss) for twin in self._models]
-        self._pool = ThreadPoolExecutor(_CORES)
+        self._gradients = [nn.value_and_grad(twin, loss_of) for twin in self.models]
+        self.pool = ThreadPoolExecutor(CORES)
         mx.eval(model.parameters())
 
     def run(self, steps: int, file: Path) -> None:
@@ -142,39 +145,47 @@ class Trainer:
     def step(self, done: float) -> tuple[float, int, str]:
         """One update at that fraction of the run; returns loss, tokens read and their sort."""
         name, parts = self._batches(done)
+        self.set_rates(done)
+        losses, gradients = zip(*self.pool.map(self._learn, range(CORES), parts), strict=True)
+        self.update(gradients)
+        loss = sum(float(loss.item()) for loss in losses) / CORES
+        return loss, sum(batch.inputs.size for batch in parts), name
+
+    def set_rates(self, done: float) -> None:
+        """Learning rates for an update at that fraction of the run."""
         for part, rate in zip(self._parts, self._rates, strict=True):
             part.learning_rate = rate * _rate(done)
-        losses, gradients = zip(*self._pool.map(self._learn, range(_CORES), parts), strict=True)
-        gradient = tree_map(lambda *parts: sum(parts) / _CORES, *gradients)
+
+    def update(self, gradients: Sequence[Any]) -> None:
+        """Moves the weights by the mean of what each core found."""
+        gradient = tree_map(lambda *parts: sum(parts) / CORES, *gradients)
         gradient, _ = optim.clip_grad_norm(gradient, 1.0)
         self._optimizer.update(self.model, gradient)
         if self._guard is not None:
             self._guard.restore()
         mx.eval(self.model.parameters(), self._optimizer.state)
-        loss = sum(float(loss.item()) for loss in losses) / _CORES
-        return loss, sum(batch.inputs.size for batch in parts), name
 
     def _batches(self, done: float) -> tuple[str, list[batches.Batch]]:
         active = [i for i, stage in enumerate(STAGES) if stage.begin <= done < stage.end]
-        at = self._choice.choices(active, [STAGES[i].share for i in active])[0]
+        at = self.choice.choices(active, [STAGES[i].share for i in active])[0]
         stage, rows = STAGES[at], self._rows[at]
-        jump = self._choice.random() < _JUMPS
-        self._rope.jump(
-            self._choice.randrange(1, stage.length) if jump else 0,
-            int(2 ** self._choice.uniform(5, 15)) if jump else 0,
+        jump = self.choice.random() < _JUMPS
+        self.rope.jump(
+            self.choice.randrange(1, stage.length) if jump else 0,
+            int(2 ** self.choice.uniform(5, 15)) if jump else 0,
         )
         if rows is None:
             vocab = self.model.args.vocab_size
             return "copying", [
-                batches.copying(self._rng, vocab, stage.rows, stage.length) for _ in range(_CORES)
+                batches.copying(self._rng, vocab, stage.rows, stage.length) for _ in range(CORES)
             ]
         return f"chats-{stage.length}", [
-            batches.chats([next(rows) for _ in range(stage.rows)]) for _ in range(_CORES)
+            batches.chats([next(rows) for _ in range(stage.rows)]) for _ in range(CORES)
         ]
 
     def _learn(self, at: int, batch: batches.Batch) -> tuple[mx.array, Any]:
         """Loss and gradient of a batch, on a model of the thread's own with the same weights."""
-        model = self._models[at]
+        model = self.models[at]
         model.update(self.model.parameters(), strict=False)
         found: tuple[mx.array, Any] = self._gradients[at](
             model, tuple(mx.array(part) for part in batch)

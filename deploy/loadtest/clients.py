@@ -1,0 +1,207 @@
+"""The real coding clients against this server: ``make clients``.
+
+Installs Claude Code, Codex and OpenCode from npm, unless they are there, and lets each ask the
+embedded model headless, in an empty home and with an empty environment: once alone, then four at
+once. Prints what was answered and how much of the four prompts was reused; fails where a client
+gets no answer, where the model calls a tool, or where less than 80% was reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from engine import embedded
+
+from .servers import serving
+
+LEAST_HITS = 0.8
+MOST_TOKENS = 300  # of an answer
+TOGETHER = 4
+LIMIT = 1200.0  # s that a client gets; its prompt has up to 33,000 tokens
+CONTEXT = 65536
+SETTINGS = '[aliases]\n"claude-*" = "commons-tiny"\n'
+SERIES = re.compile(r"^commons_(\w+?)(?:_total)?\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Client(NamedTuple):
+    """One client: its package and program, what stands in its home, its environment, its command.
+
+    ``environment`` and ``files`` are made of the server's address, ``command`` of a question.
+    """
+
+    package: str
+    program: str
+    environment: Callable[[str], dict[str, str]]
+    files: Callable[[str], dict[str, str]]
+    command: Callable[[str], list[str]]
+
+
+class Answer(NamedTuple):
+    """What a client printed, its exit status, and the seconds that it took."""
+
+    text: str
+    status: int
+    seconds: float
+
+
+def _codex_files(base: str) -> dict[str, str]:
+    settings = {"name": "commons", "base_url": f"{base}/v1", "wire_api": "responses"}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    head = ['model = "commons-tiny"', 'model_provider = "commons"', "[model_providers.commons]"]
+    return {".codex/config.toml": "\n".join([*head, *lines]) + "\n"}
+
+
+def _opencode_files(base: str) -> dict[str, str]:
+    model = {"name": "commons-tiny", "limit": {"context": CONTEXT, "output": 4096}}
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "commons",
+        "options": {"baseURL": f"{base}/v1", "apiKey": "none"},
+        "models": {"commons-tiny": model},
+    }
+    name = "commons/commons-tiny"
+    settings = {"provider": {"commons": provider}, "model": name, "small_model": name}
+    return {".config/opencode/opencode.json": json.dumps(settings)}
+
+
+CLIENTS = {
+    "claude": Client(
+        "@anthropic-ai/claude-code",
+        "claude",
+        lambda base: {"ANTHROPIC_BASE_URL": base, "ANTHROPIC_API_KEY": "none"},
+        lambda base: {},
+        lambda question: ["-p", question],
+    ),
+    "codex": Client(
+        "@openai/codex",
+        "codex",
+        lambda base: {},
+        _codex_files,
+        lambda question: ["exec", "--skip-git-repo-check", question],
+    ),
+    "opencode": Client(
+        "opencode-ai",
+        "opencode",
+        lambda base: {},
+        _opencode_files,
+        lambda question: ["run", question],
+    ),
+}
+
+
+def install(clients: Sequence[Client], packages: Path) -> None:
+    """Installs what is not there yet. Raises CalledProcessError."""
+    missing = [c.package for c in clients if not (packages / "node_modules" / c.package).exists()]
+    if missing:
+        packages.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(packages)]
+        subprocess.run([*command, *missing], check=True)
+
+
+def ask(client: Client, packages: Path, place: Path, base: str, question: str) -> Answer:
+    """One question, from a home that is empty but for the client's settings."""
+    home, work = place / "home", place / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    for name, text in client.files(base).items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text, encoding="utf-8")
+    home.mkdir(parents=True, exist_ok=True)
+    program = packages / "node_modules" / ".bin" / client.program
+    node = Path(shutil.which("node") or "/usr/bin/node").parent
+    began = time.monotonic()
+    done = subprocess.run(
+        [str(program.absolute()), *client.command(question)],
+        cwd=work,
+        env={"HOME": str(home), "PATH": f"{node}:/usr/bin:/bin"} | client.environment(base),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    text = ANSI.sub("", done.stdout).strip()
+    if done.returncode:
+        text = ANSI.sub("", done.stdout + done.stderr).strip()
+    return Answer(text, done.returncode, time.monotonic() - began)
+
+
+def counters(base: str) -> dict[str, float]:
+    """All counters of the server, summed up over their labels."""
+    with urllib.request.urlopen(f"{base}/metrics") as response:
+        text = response.read().decode()
+    sums: dict[str, float] = {}
+    for name, value in SERIES.findall(text):
+        sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
+def told(before: dict[str, float], after: dict[str, float]) -> tuple[float, float, float]:
+    """Requests, the share of prompt tokens that was reused, and generated tokens per request."""
+    change = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    requests = max(1.0, change["requests"])
+    queries = max(1.0, change["prefix_cache_queries"])
+    return requests, change["prefix_cache_hits"] / queries, change["generation_tokens"] / requests
+
+
+def run(name: str, packages: Path, place: Path, base: str, question: str) -> bool:
+    """One client, alone and four at once; whether all got an answer."""
+    client, good = CLIENTS[name], True
+
+    def one(number: int) -> Answer:
+        return ask(client, packages, place / f"{name}-{number}", base, question)
+
+    for label, numbers in (("alone", (0,)), ("four at once", range(1, 1 + TOGETHER))):
+        before = counters(base)
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            answers = list(pool.map(one, numbers))
+        requests, hits, tokens = told(before, counters(base))
+        seconds = max(answer.seconds for answer in answers)
+        print(
+            f"{name:9} {label:13} {seconds:6.1f} s, {requests:.0f} requests, "
+            f"{hits:6.1%} reused, {tokens:.0f} tokens an answer",
+            flush=True,
+        )
+        for answer in answers:
+            print(f"          [{answer.status}] {answer.text[-200:]!r}", flush=True)
+        good &= all(not a.status and a.text for a in answers) and tokens <= MOST_TOKENS
+        good &= label == "alone" or hits >= LEAST_HITS
+    return good
+
+
+def main() -> None:
+    """Runs the clients named, by default all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clients", nargs="*", default=list(CLIENTS), help=", ".join(CLIENTS))
+    parser.add_argument("--packages", type=Path, default=Path(".clients"))
+    parser.add_argument("--question", default="What is a tree?")
+    options = parser.parse_args()
+    install([CLIENTS[name] for name in options.clients], options.packages)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        settings = place / "commons.toml"
+        settings.write_text(SETTINGS, encoding="utf-8")
+        more = ("--config", str(settings), "--served-model-name", embedded.NAME)
+        with serving("commons", embedded.path(), place / "server.log", more) as server:
+            base = server.endpoint.base.removesuffix("/v1")
+            good = [
+                run(name, options.packages, place, base, options.question)
+                for name in options.clients
+            ]
+    sys.exit(0 if all(good) else 1)
+
+
+if __name__ == "__main__":
+    main()
