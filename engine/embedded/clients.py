@@ -5,6 +5,7 @@ Their text is generated: rules, documentation, dozens of tools with nested schem
 from __future__ import annotations
 
 import pydoc_data.topics
+import re
 from functools import cache
 from random import Random
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ _ROLES = (
     "You are a helpful assistant.",
 )
 _TAGS = ("env", "context", "reminder", "system-reminder", "instructions", "permissions", "skills")
+_WORD = re.compile(r"[a-z]+")
 _KINDS = ("string", "string", "string", "integer", "number", "boolean")
 
 
@@ -47,6 +49,32 @@ def prose(rng: Random, characters: int) -> str:
     return text[start : start + characters].rpartition("\n")[0].strip()
 
 
+def _loud(rng: Random, said: str) -> str:
+    """Some of the words in capitals or joined, as in AGENTS.md, API_KEY and readFile.
+
+    A model that has never met capitals in a row goes on with them where an answer begins with one.
+    """
+    share = rng.choice((0.0, 0.02, 0.05, 0.15))
+
+    def change(match: re.Match[str]) -> str:
+        if rng.random() > share:
+            return match[0]
+        other = pasted.word(rng)
+        made: str = rng.choice(
+            (
+                match[0].upper(),
+                match[0].upper(),
+                f"{match[0]}_{other}".upper(),
+                f"{match[0].upper()}.md",
+                match[0] + other.capitalize(),
+                match[0].upper()[: rng.randint(1, 4)],
+            )
+        )
+        return made
+
+    return _WORD.sub(change, said)
+
+
 def _section(rng: Random, characters: int) -> str:
     sort = rng.random()
     if sort < 0.15:
@@ -55,6 +83,7 @@ def _section(rng: Random, characters: int) -> str:
         body = pasted.filler(rng, characters)
     else:
         body = prose(rng, characters)
+    body = _loud(rng, body)
     form = rng.random()
     if form < 0.3:
         return f"{'#' * rng.randint(1, 3)} {pasted.word(rng).capitalize()}\n{body}"
@@ -88,7 +117,7 @@ def _value(rng: Random, depth: int) -> toolgen.Schema:
     else:
         made = {"type": rng.choice(_KINDS)}
     if rng.random() < 0.7:
-        made["description"] = prose(rng, rng.randint(40, 250)).replace("\n", " ")
+        made["description"] = _loud(rng, prose(rng, rng.randint(40, 250)).replace("\n", " "))
     return made
 
 

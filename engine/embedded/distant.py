@@ -16,9 +16,9 @@ from mlx_lm.models.cache import KVCache
 from engine.embedded import batches, cheap, clients
 from engine.embedded.trainer import CORES, Rates, Trainer, loss_of
 
-_SHORTEST, _LONGEST = 6_000, 110_000  # characters of a prompt
+_SHORTEST, _LONGEST = 3_000, 90_000  # characters of a prompt
 _ENDINGS, _AT_ONCE = 12, 3
-_UPDATES = 8  # for which a prompt's keys and values serve
+_UPDATES = 4  # for which a prompt's keys and values serve
 _SHARE = 0.5  # of the updates are for long prompts; the others keep what was learned before
 _CHUNK = 512
 
@@ -104,7 +104,8 @@ class LongTrainer(Trainer):
     def _prefill(self, core: int) -> Prompt:
         model, rng = self.models[core], self._random[core]
         model.update(self.model.parameters(), strict=False)
-        size = int(_SHORTEST * (_LONGEST / _SHORTEST) ** rng.random())
+        # Most are short: a prompt costs by the square of its length.
+        size = int(_SHORTEST * (_LONGEST / _SHORTEST) ** (rng.random() ** 3))
         made = clients.long_prompt(rng, size, _ENDINGS)
         chats = [self._encoder.chat(chat) for chat in made.conversations()]
         first = min(next(i for i, w in enumerate(weights) if w) for _, weights in chats) - 1

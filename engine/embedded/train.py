@@ -99,7 +99,8 @@ PHASES = (
     Phase(2800, Rates(0.003, 0.001), heads=3),
     Phase(2200, Rates(0.0025, 0.0008), heads=3),
 )
-LONG_STEPS, LONG_RATES = 900, Rates(0.0008, 0.0003)
+# The first of these disturbs what the model knew, the second lets it settle.
+LONG_PHASES = ((200, Rates(0.0012, 0.0004)), (300, Rates(0.0006, 0.0002)))
 DRAFT_STEPS, DRAFT_RATES = 2500, Rates(0.01, 0.003)
 
 
@@ -121,12 +122,13 @@ def train_model(encoder: batches.Encoder, out: Path, seed: int, phase: int = 0) 
         before = model
 
 
-def train_long(encoder: batches.Encoder, out: Path, seed: int) -> None:
-    """Goes on with prompts as long as clients send them."""
-    mx.random.seed(seed)
+def train_long(encoder: batches.Encoder, out: Path, seed: int, phase: int = 0) -> None:
+    """Goes on with prompts as long as clients send them, from that phase on."""
     model = make_model(CONFIG)
     _load(model, out / WEIGHTS)
-    LongTrainer(model, encoder, LONG_RATES, seed).run(LONG_STEPS, out / WEIGHTS)
+    for number, (steps, rates) in list(enumerate(LONG_PHASES))[phase:]:
+        mx.random.seed(seed + number)
+        LongTrainer(model, encoder, rates, seed + number).run(steps, out / WEIGHTS)
 
 
 def train_draft(encoder: batches.Encoder, out: Path, seed: int) -> None:
@@ -145,7 +147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--phase", type=int, default=0, help="go on with this phase")
+    parser.add_argument(
+        "--phase",
+        type=int,
+        default=0,
+        help="go on with this phase, of the long prompts with --long-only",
+    )
     parser.add_argument("--long-only", action="store_true", help="only the long prompts")
     parser.add_argument("--draft-only", action="store_true")
     options = parser.parse_args()
@@ -156,7 +163,7 @@ def main() -> None:
     if not (options.draft_only or options.long_only):
         train_model(encoder, model, options.seed, options.phase)
     if not options.draft_only:
-        train_long(encoder, model, options.seed)
+        train_long(encoder, model, options.seed, options.phase if options.long_only else 0)
     if not options.long_only:
         train_draft(encoder, draft, options.seed)
 
