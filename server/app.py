@@ -26,6 +26,7 @@ from .models import Models
 from .ops import Ops
 from .rate_limits import RateLimitHeaders
 from .reload import ReloadAdmin, Reloader
+from .responses import Responses
 from .usage_admin import UsageAdmin
 from .usage_store import UsageStore
 
@@ -49,6 +50,7 @@ def create_app(
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
+    responses = Responses(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
     used = UsageAdmin(usage or UsageStore(service.tenants.usage, None))
@@ -56,6 +58,11 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
+        Route("/v1/responses", responses.post, methods=["POST"]),
+        Route("/v1/responses/{response}", responses.get),
+        Route("/v1/responses/{response}", responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{response}/cancel", responses.cancel, methods=["POST"]),
+        Route("/v1/responses/{response}/input_items", responses.input_items),
         Route("/v1/models", models.all),
         Route("/v1/models/{model:path}", models.one),
         Route("/admin/adapters", adapters.all),

@@ -39,14 +39,21 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
         fields = msgspec.json.decode(body)
         if isinstance(fields, dict):
             _refuse(fields, refused)
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
+        return convert(fields, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"The body is not valid JSON: {error}.") from error
     except RecursionError as error:
         raise bad_request("The body is nested too deeply.") from error
+
+
+def convert(value: Any, kind: type[T], where: str = "") -> T:
+    """``value``, a part of a body found at ``where``, as a ``kind``. Raises ApiError 400."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        field = ".".join(filter(None, [where, _field(message)])).replace(".[", "[")
+        raise bad_request(f"{AT_PATH.sub('', message)}.", field or None) from error
 
 
 def _field(message: str) -> str | None:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from engine import embedded
 from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
-from scheduler.events import Finished, Token
+from scheduler.events import Finished, FinishReason, Token
 from scheduler.info import Health, ModelInfo, ServiceConfig
 from scheduler.live import LoadedModel
 from scheduler.metrics import Metrics
@@ -46,6 +46,7 @@ class Scripted(Service):
         self.state = GOOD
         self.fits = 1 << 30  # requests that are taken; each one after them never fits
         self.fails_after: int | None = None  # tokens
+        self.reason: FinishReason = "stop"
         self.requests: list[Request] = []
         self.access = Access(grants)
         self.app = create_app(self, registry, self.access, default_max_tokens=100)
@@ -67,7 +68,7 @@ class Scripted(Service):
         for token in tokens:
             self._dispatch([Token(request.id, token)])
         prompt, count = len(request.prompt), len(tokens) + 1
-        end = Finished(request.id, "stop", prompt, 0, count)
+        end = Finished(request.id, self.reason, prompt, 0, count)
         if self.fails_after is not None:
             end = Finished(request.id, "error", prompt, 0, count, "The engine failed.")
         self._dispatch([end])

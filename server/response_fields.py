@@ -1,0 +1,159 @@
+"""The body of ``/v1/responses``: its fields, their ranges, and those that are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .body import Refused
+from .errors import bad_request
+from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, StreamOptions
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+SUMMARIES = ("auto", "concise", "detailed", "none")
+VERBOSITIES = ("low", "medium", "high")
+TRUNCATIONS = ("auto", "disabled")
+ENCRYPTED = "reasoning.encrypted_content"
+LOGPROBS = "message.output_text.logprobs"
+INCLUDABLE = (ENCRYPTED, LOGPROBS)
+TEMPLATE_OPTIONS = ("enable_thinking", "thinking", "reasoning_effort")
+MOST_PAIRS, MOST_KEY, MOST_VALUE = 16, 64, 512  # of metadata
+
+REFUSED: Refused = REFUSED_ALIKE | {
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "messages": (),
+    "moderation": (),
+    "n": (1,),
+    "prompt": (),
+}
+
+
+class ResponseStreamOptions(StreamOptions):
+    """What a stream carries beside its events."""
+
+    include_obfuscation: bool | None = None
+
+
+class TextConfig(msgspec.Struct):
+    """How the text of a reply is to look; ``format`` is an object with a ``type``."""
+
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class Reasoning(msgspec.Struct):
+    """How much is to be thought, and what is to be told of it."""
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ResponseRequest(GenerationFields, kw_only=True):
+    """The body; what is not listed is refused by name or has no effect."""
+
+    input: str | list[dict[str, Any]] = ""
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    include: list[str] | None = None
+    max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
+    metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    stream_options: ResponseStreamOptions | None = None
+    text: TextConfig | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    top_logprobs: int | None = None
+    truncation: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the response can be fetched, or continued, later."""
+        return self.store is not False
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether thoughts are also to come in the form in which they are sent back."""
+        return ENCRYPTED in (self.include or ())
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many alternatives to report; None where no log-probabilities are wanted."""
+        wanted = LOGPROBS in (self.include or ())
+        return (self.top_logprobs or 0) if wanted or self.top_logprobs else None
+
+    def check(self) -> None:
+        """Refuses values that are out of range. Raises ApiError 400."""
+        self._check_words()
+        self._check_metadata()
+        top, calls = self.top_logprobs, self.max_tool_calls
+        if top is not None and not 0 <= top <= MOST_TOP_LOGPROBS:
+            raise bad_request(
+                f"top_logprobs must be between 0 and {MOST_TOP_LOGPROBS}.", "top_logprobs"
+            )
+        if calls is not None and not 1 <= calls < 1 << 31:
+            raise bad_request("max_tool_calls must be at least 1.", "max_tool_calls")
+        if self.stream_options is not None and self.stream_options.include_obfuscation:
+            raise bad_request(
+                "Obfuscated streams are not supported by this server.",
+                "stream_options.include_obfuscation",
+                "unsupported",
+            )
+
+    def template_options(self) -> dict[str, Any]:
+        """What the chat template is told beside the messages."""
+        options: dict[str, Any] = {}
+        effort = self.reasoning.effort if self.reasoning is not None else None
+        if effort is not None:
+            options["enable_thinking"] = effort not in ("none", "minimal")
+            options["reasoning_effort"] = effort
+        for name, value in (self.chat_template_kwargs or {}).items():
+            if name not in TEMPLATE_OPTIONS:
+                raise bad_request(
+                    f"chat_template_kwargs: {name[:40]!r} is not supported.", "chat_template_kwargs"
+                )
+            options[name] = value
+        return options
+
+    def _check_words(self) -> None:
+        _one_of("truncation", self.truncation, TRUNCATIONS)
+        if self.reasoning is not None:
+            _one_of("reasoning.effort", self.reasoning.effort, EFFORTS)
+            _one_of("reasoning.summary", self.reasoning.summary, SUMMARIES)
+            _one_of("reasoning.generate_summary", self.reasoning.generate_summary, SUMMARIES)
+        if self.text is not None:
+            _one_of("text.verbosity", self.text.verbosity, VERBOSITIES)
+        for wanted in self.include or ():
+            if wanted not in INCLUDABLE:
+                there = ", ".join(INCLUDABLE)
+                raise bad_request(
+                    f"include: {wanted[:60]!r} is not supported; there are {there}.",
+                    "include",
+                    "unsupported",
+                )
+
+    def _check_metadata(self) -> None:
+        pairs = self.metadata or {}
+        if len(pairs) > MOST_PAIRS:
+            raise bad_request(f"metadata has at most {MOST_PAIRS} entries.", "metadata")
+        for key, value in pairs.items():
+            if len(key) > MOST_KEY or len(value) > MOST_VALUE:
+                raise bad_request(
+                    f"metadata has keys of at most {MOST_KEY} and values of at most {MOST_VALUE} "
+                    "characters.",
+                    "metadata",
+                )
+
+
+def _one_of(name: str, value: str | None, words: tuple[str, ...]) -> None:
+    if value is not None and value not in words:
+        raise bad_request(f"{name} is one of {', '.join(words)}.", name)
