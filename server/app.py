@@ -23,6 +23,7 @@ from .errors import REQUEST_ID, exception_handlers, is_anthropic
 from .generation import TextThreads
 from .model_admin import ModelAdmin
 from .models import Models
+from .openapi import openapi
 from .ops import Ops
 from .rate_limits import RateLimitHeaders
 from .reload import ReloadAdmin, Reloader
@@ -78,6 +79,7 @@ def create_app(
         Route("/health", ops.health),
         Route("/ready", ops.ready),
         Route("/metrics", ops.metrics),
+        Route("/openapi.json", openapi),
     ]
     app = Starlette(routes=routes, exception_handlers=dict(exception_handlers))
     app.router.redirect_slashes = False

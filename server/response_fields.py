@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from .body import Refused
 from .errors import bad_request
 from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, StreamOptions
+from .response_input import ITEMS_SCHEMA
+from .response_tools import TOOLS_SCHEMA
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES = ("auto", "concise", "detailed", "none")
@@ -57,7 +60,7 @@ class Reasoning(msgspec.Struct):
 class ResponseRequest(GenerationFields, kw_only=True):
     """The body; what is not listed is refused by name or has no effect."""
 
-    input: str | list[dict[str, Any]] = ""
+    input: str | Annotated[list[dict[str, Any]], Meta(extra_json_schema=ITEMS_SCHEMA)] = ""
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -69,7 +72,7 @@ class ResponseRequest(GenerationFields, kw_only=True):
     reasoning: Reasoning | None = None
     stream_options: ResponseStreamOptions | None = None
     text: TextConfig | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(extra_json_schema=TOOLS_SCHEMA)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     top_logprobs: int | None = None
     truncation: str | None = None

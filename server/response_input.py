@@ -27,6 +27,54 @@ LEFT_OUT = frozenset(
     {"ghost_snapshot", "image_generation_call", "mcp_list_tools", "web_search_call"}
 )
 
+# What the types of this file do not tell, because items are read one by one.
+ITEMS_SCHEMA: dict[str, Any] = {
+    "items": {
+        "anyOf": [
+            {
+                "type": "object",
+                "required": ["role", "content"],
+                "properties": {
+                    "type": {"const": "message"},
+                    "role": {"enum": [*INPUT_ROLES, "assistant"]},
+                    "content": {
+                        "anyOf": [
+                            {"type": "string"},
+                            {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "required": ["type", "text"],
+                                    "properties": {
+                                        "type": {"enum": ["input_text", "output_text"]},
+                                        "text": {"type": "string"},
+                                    },
+                                },
+                            },
+                        ]
+                    },
+                },
+            },
+            {
+                "type": "object",
+                "required": ["type"],
+                "properties": {
+                    "type": {
+                        "enum": [
+                            "function_call",
+                            "function_call_output",
+                            "custom_tool_call",
+                            "custom_tool_call_output",
+                            "reasoning",
+                            "item_reference",
+                        ]
+                    }
+                },
+            },
+        ]
+    }
+}
+
 
 class Part(msgspec.Struct):
     """A piece of content."""

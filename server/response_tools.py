@@ -39,6 +39,13 @@ FREEFORM = {
     "required": ["input"],
     "additionalProperties": False,
 }
+TOOLS_SCHEMA: dict[str, Any] = {
+    "items": {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"enum": ["function", "custom", "namespace", *sorted(HOSTED)]}},
+    }
+}
 Kind = Literal["function", "custom"]
 
 
