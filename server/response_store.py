@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .dialect import encode
-from .response_input import Item
+from .response_input import Item, Recall
 
 MOST_RESPONSES = 1000  # of a tenant
 MOST_BYTES = 64 << 20  # of a tenant
@@ -99,12 +99,19 @@ class _Shelf:
                 return
             self.remove(name)
 
-    def item(self, name: str) -> Item | None:
-        holder = self._by_item.get(name)
-        if holder is None:
-            return None
-        items = self.stored[holder].conversation()
-        return next((item for item in items if item.get("id") == name), None)
+    def recall(self) -> Recall:
+        """Finds items by their ids; each response is read once, however many items are of it."""
+        read: dict[str, dict[str, Item]] = {}
+
+        def item(name: str) -> Item | None:
+            holder = self._by_item.get(name)
+            if holder is None:
+                return None
+            if holder not in read:
+                read[holder] = {item["id"]: item for item in self.stored[holder].conversation()}
+            return read[holder].get(name)
+
+        return item
 
 
 class ResponseStore:
@@ -144,9 +151,9 @@ class ResponseStore:
         """A stored response."""
         return self._shelf(tenant).stored.get(name)
 
-    def item(self, tenant: str, name: str) -> Item | None:
-        """A stored item, by its id."""
-        return self._shelf(tenant).item(name)
+    def recall(self, tenant: str) -> Recall:
+        """What finds stored items by their ids, for one request."""
+        return self._shelf(tenant).recall()
 
     def delete(self, tenant: str, name: str) -> bool:
         """Forgets a stored response; whether it was there."""

@@ -151,6 +151,8 @@ class Toolbox:
             allowed = convert(choice, AllowedTools, "tool_choice")
             if allowed.mode != "auto":
                 refuse_forced()
+            if len(allowed.tools) > MOST_TOOLS:
+                raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tool_choice.tools")
             names = [self._named(c, f"tool_choice.tools[{i}]") for i, c in enumerate(allowed.tools)]
             return [tool for name, tool in self._offered.items() if name in names]
         if choice not in (None, "auto"):

@@ -109,7 +109,7 @@ class Responses(Dialect):
             if stored is None:
                 raise _unknown(body.previous_response_id, "previous_response_id")
             before = stored.conversation()
-        items = read_items(body.input, partial(self._store.item, tenant))
+        items = read_items(body.input, self._store.recall(tenant))
         tools = Toolbox(body.tools or [], body.tool_choice)
         return _Asked([*before, *items], len(items), tools)
 

@@ -76,7 +76,7 @@ def opening(task: str) -> list[Item]:
         message(
             "developer", f"<permissions instructions>{prose(60, 1)}</permissions instructions>"
         ),
-        message("user", f"# AGENTS.md\n\n<INSTRUCTIONS>\n{prose(120, 2)}\n</INSTRUCTIONS>"),
+        message("user", f"# AGENTS.md\n\n<INSTRUCTIONS>\n{prose(500, 2)}\n</INSTRUCTIONS>"),
         message("user", "<environment_context>\n  <cwd>/src</cwd>\n</environment_context>"),
         message("user", task),
     ]
@@ -108,7 +108,7 @@ def body(model: str, items: list[Item], **more: Any) -> Item:
     """A request for the next turn."""
     return {
         "model": model,
-        "instructions": INSTRUCTIONS + prose(300, 3),
+        "instructions": INSTRUCTIONS + prose(1200, 3),
         "input": items,
         "tools": tools(),
         "tool_choice": "auto",

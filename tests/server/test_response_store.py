@@ -164,8 +164,8 @@ def test_bounded_by_count_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> None
 def test_items_are_found_as_long_as_their_response_is_stored() -> None:
     store = ResponseStore()
     keep(store, "1", "hello")
-    found = store.item("a", "msg_hello")
+    found = store.recall("a")("msg_hello")
     assert found is not None and found["content"] == "hello"
-    assert store.item("b", "msg_hello") is None
+    assert store.recall("b")("msg_hello") is None
     assert store.delete("a", "1")
-    assert store.item("a", "msg_hello") is None
+    assert store.recall("a")("msg_hello") is None
