@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
 from tokenizers.decoders import DecodeStream
 
@@ -19,9 +18,9 @@ from cache.loan import NOBODY
 
 from .harmony import end_ids, is_harmony
 from .segments import SegmentedEncoder
+from .templates import ChatTemplate, Message, PromptError, Tools
 
-Message = dict[str, Any]
-Tools = Sequence[Mapping[str, Any]]
+__all__ = ["Detokenizer", "Message", "Prompt", "PromptError", "Tokenizer", "Tools"]
 
 # Two questions that differ in their first letter: what prompts with either have in common ends
 # where the system prompt ends, whatever the template puts around it.
@@ -30,10 +29,6 @@ PROBES = ("A", "z")
 CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
 JSON_PARSERS = ("json_tools", "longcat")  # of mlx-lm
-
-
-class PromptError(ValueError):
-    """Messages that the model's template refuses; the text may be shown to the client."""
 
 
 class Prompt(NamedTuple):
@@ -64,6 +59,7 @@ class Tokenizer:
         self._segments = None if self._fast is None else SegmentedEncoder(self._fast)
         self._contextual = self._fast is not None and _is_contextual(self._fast)
         self._lock = threading.Lock()
+        self._template = ChatTemplate(wrapper)
         self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
         self.think: tuple[str, str] | None = (
             (wrapper.think_start, wrapper.think_end) if wrapper.has_thinking else None
@@ -102,12 +98,13 @@ class Tokenizer:
         options: Mapping[str, Any] | None = None,
         domain: str = NOBODY,
     ) -> Prompt:
-        """Renders and tokenises a conversation; a last assistant message is to be continued.
+        """Renders and tokenises a conversation; by default a last assistant message is
+        to be continued.
 
-        ``options`` go to the template as they are; ``domain`` is as in ``encode``. Raises
+        ``options`` are as in ``ChatTemplate.render``, ``domain`` as in ``encode``. Raises
         PromptError.
         """
-        text = self._render(messages, tools, options)
+        text = self._template.render(messages, tools, options)
         tokens = self.encode(text, domain=domain)
         boundary = self._system_end(tokens, messages, tools, options, domain)
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
@@ -171,26 +168,6 @@ class Tokenizer:
             return bytes(table[c] for c in piece)
         return self.token_text(token).encode("utf-8", "replace")
 
-    def _render(
-        self, messages: Sequence[Message], tools: Tools | None, options: Mapping[str, Any] | None
-    ) -> str:
-        continued = bool(messages) and messages[-1]["role"] == "assistant"
-        arguments: dict[str, Any] = {
-            "tools": list(tools) if tools else None,
-            "add_generation_prompt": not continued,
-            **(options or {}),
-        }
-        if continued:
-            arguments["continue_final_message"] = True
-        try:
-            if self._wrapper._chat_template is not None:
-                return str(self._wrapper._chat_template(list(messages), **arguments))
-            return str(self._inner.apply_chat_template(list(messages), tokenize=False, **arguments))
-        # A template is a program of its own, which meets messages it does not foresee.
-        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise PromptError(f"The chat template refuses these messages: {line}") from error
-
     def _system_end(
         self,
         tokens: Sequence[int],
@@ -226,7 +203,9 @@ class Tokenizer:
         role = "assistant" if asked else "user"
         one, other = (
             self.encode(
-                self._render([*messages, {"role": role, "content": probe}], tools, options),
+                self._template.render(
+                    [*messages, {"role": role, "content": probe}], tools, options
+                ),
                 domain=domain,
             )
             for probe in PROBES
