@@ -17,7 +17,8 @@ def parse_aliases(table: object, offer: Offer) -> tuple[tuple[str, str], ...]:
     Raises ConfigError.
     """
     if not isinstance(table, Mapping):
-        raise ConfigError(''aliases' is not a table: write [aliases] "NAME" = "MODEL"', ("aliases",))
+        example = '[aliases] "NAME" = "MODEL"'
+        raise ConfigError(f"'aliases' is not a table: write {example}", ("aliases",))
     if len(table) > MOST_ALIASES:
         raise ConfigError(f"[aliases]: at most {MOST_ALIASES} are possible", ("aliases",))
     known = _known(offer)
