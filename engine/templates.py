@@ -55,9 +55,11 @@ class _Ticking(CodeGenerator):
     """Compiles templates whose loops and macros look at the clock in every round."""
 
     def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
-        for part in (*node.find_all(nodes.For), *node.find_all(nodes.Macro)):
+        bodies = [loop.body for loop in node.find_all(nodes.For)]
+        bodies += [macro.body for macro in node.find_all(nodes.Macro)]
+        for body in bodies:
             clock = nodes.EnvironmentAttribute("tick")
-            part.body.insert(0, nodes.ExprStmt(nodes.Call(clock, [], [], None, None)))
+            body.insert(0, nodes.ExprStmt(nodes.Call(clock, [], [], None, None)))
         super().visit_Template(node, frame)
 
 

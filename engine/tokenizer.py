@@ -17,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 from cache.loan import NOBODY
 
 from .harmony import end_ids, is_harmony
+from .infill import Infill, infill_of
 from .segments import SegmentedEncoder
 from .templates import ChatTemplate, Message, PromptError, Tools
 
@@ -28,6 +29,7 @@ PROBES = ("A", "z")
 # Likewise for a plain text, to whose last token any of these might be joined.
 CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
+ANCHOR = "☺"  # joins no token with what follows it
 JSON_PARSERS = ("json_tools", "longcat")  # of mlx-lm
 
 
@@ -71,6 +73,7 @@ class Tokenizer:
         # Whether a call is a JSON object, so that it can be read before it is whole.
         self.json_calls: bool = parser in JSON_PARSERS
         self.harmony: bool = is_harmony(self._inner)
+        self.infill: Infill | None = infill_of(self._inner)
         # What ends a chat's reply beside the model's own end tokens.
         self.end_ids: frozenset[int] = end_ids(self._inner) if self.harmony else frozenset()
 
@@ -128,6 +131,35 @@ class Tokenizer:
             other = self.encode(text + probe, special=True)
             whole = whole[: _common(whole, other)]
         return whole
+
+    def between(
+        self, before: str | Sequence[int], after: str, domain: str = NOBODY
+    ) -> tuple[int, ...] | None:
+        """The prompt for what stands between two texts; None where the model knows none."""
+        if self.infill is None:
+            return None
+        if isinstance(before, str):
+            before = self.encode(before, domain=domain)
+        return self.infill.prompt(self._lead(), before, self._inside(after, domain))
+
+    def _lead(self) -> tuple[int, ...]:
+        """What the model wants before every text."""
+        plain, whole = self.encode("a"), self.encode("a", special=True)
+        starts = range(len(whole) - len(plain) + 1)
+        return next((whole[:i] for i in starts if whole[i : i + len(plain)] == plain), ())
+
+    def _inside(self, text: str, domain: str) -> tuple[int, ...]:
+        """The tokens of a text that does not stand at the beginning of one."""
+        anchor = self.encode(ANCHOR)
+        anchored = self.encode(ANCHOR + text, domain=domain) if self._contextual else ()
+        if anchored and anchored[: len(anchor)] == anchor:
+            return anchored[len(anchor) :]
+        return self.encode(text, domain=domain)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of several tokens."""
+        decoder = self.detokenizer()
+        return "".join([*map(decoder.add, tokens), decoder.finish()])
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """Decodes one reply, which continues the text of ``context`` if that is given."""

@@ -15,10 +15,10 @@ class Aliases:
     """Names and patterns with what they mean; exact names go first, then longer patterns."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        pairs = dict(pairs)
-        self._exact = {name: target for name, target in pairs.items() if not is_pattern(name)}
-        patterns = [(name, target) for name, target in pairs.items() if is_pattern(name)]
-        self._patterns = sorted(patterns, key=lambda pair: (-len(pair[0]), pair[0]))
+        named = dict(pairs)
+        self._exact = {name: target for name, target in named.items() if not is_pattern(name)}
+        patterns = [(name, target) for name, target in named.items() if is_pattern(name)]
+        self._patterns = sorted(patterns, key=lambda p: (-len(p[0]), p[0]))
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """The exact names with their targets."""
