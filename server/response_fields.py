@@ -12,16 +12,14 @@ from .errors import bad_request
 from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, StreamOptions
 from .response_input import ITEMS_SCHEMA
 from .response_tools import TOOLS_SCHEMA
+from .template_options import EFFORTS
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES = ("auto", "concise", "detailed", "none")
 VERBOSITIES = ("low", "medium", "high")
 TRUNCATIONS = ("auto", "disabled")
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (ENCRYPTED, LOGPROBS)
-TEMPLATE_OPTIONS = ("enable_thinking", "thinking", "reasoning_effort")
-MOST_PAIRS, MOST_KEY, MOST_VALUE = 16, 64, 512  # of metadata
 
 REFUSED: Refused = REFUSED_ALIKE | {
     "background": (False,),
@@ -63,11 +61,9 @@ class ResponseRequest(GenerationFields, kw_only=True):
     input: str | Annotated[list[dict[str, Any]], Meta(extra_json_schema=ITEMS_SCHEMA)] = ""
     instructions: str | None = None
     previous_response_id: str | None = None
-    store: bool | None = None
     include: list[str] | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
-    metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -76,7 +72,15 @@ class ResponseRequest(GenerationFields, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     top_logprobs: int | None = None
     truncation: str | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @property
+    def reasoning_effort(self) -> str | None:
+        """How much is to be thought, by the name that chats have for it."""
+        return None if self.reasoning is None else self.reasoning.effort
 
     @property
     def stored(self) -> bool:
@@ -96,8 +100,8 @@ class ResponseRequest(GenerationFields, kw_only=True):
 
     def check(self) -> None:
         """Refuses values that are out of range. Raises ApiError 400."""
+        super().check()
         self._check_words()
-        self._check_metadata()
         top, calls = self.top_logprobs, self.max_tool_calls
         if top is not None and not 0 <= top <= MOST_TOP_LOGPROBS:
             raise bad_request(
@@ -111,21 +115,6 @@ class ResponseRequest(GenerationFields, kw_only=True):
                 "stream_options.include_obfuscation",
                 "unsupported",
             )
-
-    def template_options(self) -> dict[str, Any]:
-        """What the chat template is told beside the messages."""
-        options: dict[str, Any] = {}
-        effort = self.reasoning.effort if self.reasoning is not None else None
-        if effort is not None:
-            options["enable_thinking"] = effort not in ("none", "minimal")
-            options["reasoning_effort"] = effort
-        for name, value in (self.chat_template_kwargs or {}).items():
-            if name not in TEMPLATE_OPTIONS:
-                raise bad_request(
-                    f"chat_template_kwargs: {name[:40]!r} is not supported.", "chat_template_kwargs"
-                )
-            options[name] = value
-        return options
 
     def _check_words(self) -> None:
         _one_of("truncation", self.truncation, TRUNCATIONS)
@@ -142,18 +131,6 @@ class ResponseRequest(GenerationFields, kw_only=True):
                     f"include: {wanted[:60]!r} is not supported; there are {there}.",
                     "include",
                     "unsupported",
-                )
-
-    def _check_metadata(self) -> None:
-        pairs = self.metadata or {}
-        if len(pairs) > MOST_PAIRS:
-            raise bad_request(f"metadata has at most {MOST_PAIRS} entries.", "metadata")
-        for key, value in pairs.items():
-            if len(key) > MOST_KEY or len(value) > MOST_VALUE:
-                raise bad_request(
-                    f"metadata has keys of at most {MOST_KEY} and values of at most {MOST_VALUE} "
-                    "characters.",
-                    "metadata",
                 )
 
 

@@ -28,7 +28,7 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
             "cache_write_tokens": usage.prompt - usage.cached,
         },
         "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.completion,
     }
 

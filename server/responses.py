@@ -32,6 +32,7 @@ from .response_reply import Place, Reply
 from .response_store import ResponseStore, Stored
 from .response_stream import ResponseStream
 from .response_tools import Toolbox
+from .template_options import template_options
 from .unenforced import refuse_format
 
 
@@ -146,19 +147,20 @@ class _Plan:
         self._asked = asked
         self._variant = variant
         self._room = room
-        self._options = body.template_options()
+        self._messages = template_messages(asked.items, asked.tools, body.instructions)
+        self._options = template_options(body, self._messages[-1]["role"])
         self._stops = body.stops()
-        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
+        ends = info.eos_token_ids | model.tokenizer.end_ids
+        self._stop_ids = body.stop_ids(info.vocab_size, ends)
         self.sampling = body.sampling(info.defaults, info.vocab_size, body.logprobs)
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
-        asked, tools = self._asked, self._asked.tools.offered
-        messages = template_messages(asked.items, asked.tools, self._body.instructions)
+        tools = self._asked.tools.offered or None
         try:
-            return self._tokenizer.chat(messages, tools or None, self._options, domain)
+            return self._tokenizer.chat(self._messages, tools, self._options, domain)
         except PromptError as error:
             raise bad_request(str(error), "input") from error
 
@@ -177,6 +179,7 @@ class _Plan:
             thinking=prompt.thinking,
             tools=self._asked.tools.offered,
             one_call=self._body.parallel_tool_calls is False,
+            incremental=self._body.stream is True,
         )
 
 
