@@ -264,7 +264,10 @@ async def test_continued_by_id(http: httpx.AsyncClient, service: Scripted) -> No
         ({"text": {"verbosity": "loud"}}, "text.verbosity"),
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"metadata": {"k": 1}}, "metadata[...]"),
-        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+        ),
         ({"temperature": -1}, "temperature"),
         ({"tools": [{"type": "shell"}]}, "tools[0].type"),
         ({"tools": [{"type": ["function"]}]}, "tools[0].type"),
