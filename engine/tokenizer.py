@@ -17,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 
 from cache.loan import NOBODY
 
+from .harmony import end_ids, is_harmony
 from .segments import SegmentedEncoder
 
 Message = dict[str, Any]
@@ -28,6 +29,7 @@ PROBES = ("A", "z")
 # Likewise for a plain text, to whose last token any of these might be joined.
 CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
+JSON_PARSERS = ("json_tools", "longcat")  # of mlx-lm
 
 
 class PromptError(ValueError):
@@ -69,6 +71,12 @@ class Tokenizer:
         self.tool_call: tuple[str, str] | None = (
             (wrapper.tool_call_start, wrapper.tool_call_end) if wrapper.has_tool_calling else None
         )
+        parser = getattr(wrapper.tool_parser, "__module__", "").rpartition(".")[2]
+        # Whether a call is a JSON object, so that it can be read before it is whole.
+        self.json_calls: bool = parser in JSON_PARSERS
+        self.harmony: bool = is_harmony(self._inner)
+        # What ends a chat's reply beside the model's own end tokens.
+        self.end_ids: frozenset[int] = end_ids(self._inner) if self.harmony else frozenset()
 
     @property
     def has_chat_template(self) -> bool:

@@ -155,7 +155,8 @@ class _Plan:
         self._tools = _tools(body)
         self._options = _template_options(body)
         self._stops = body.stops()
-        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
+        ends = info.eos_token_ids | model.tokenizer.end_ids
+        self._stop_ids = body.stop_ids(info.vocab_size, ends)
         self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
@@ -185,6 +186,7 @@ class _Plan:
             thinking=prompt.thinking,
             tools=self._tools or (),
             one_call=self._body.parallel_tool_calls is False,
+            incremental=self._body.stream is True,
         )
 
 
