@@ -21,6 +21,7 @@ from .chat import ChatCompletions
 from .completions import Completions
 from .errors import REQUEST_ID, exception_handlers, is_anthropic
 from .generation import TextThreads
+from .messages import Messages
 from .model_admin import ModelAdmin
 from .models import Models
 from .ops import Ops
@@ -49,6 +50,7 @@ def create_app(
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
+    messages = Messages(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
     used = UsageAdmin(usage or UsageStore(service.tenants.usage, None))
@@ -56,6 +58,8 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
+        Route("/v1/messages", messages.post, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{model:path}", models.one),
         Route("/admin/adapters", adapters.all),
@@ -67,6 +71,7 @@ def create_app(
         Route("/admin/models/{name:path}", loads.unload, methods=["DELETE"]),
         Route("/admin/usage", used.get),
         Route("/admin/reload", reloads.reload, methods=["POST"]),
+        Route("/", ops.here, methods=["HEAD"]),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),
