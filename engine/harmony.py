@@ -73,3 +73,13 @@ def _result_of(call: Message, results: Sequence[Message]) -> Message | None:
         if result.get("tool_call_id") in (None, call.get("id")):
             return result
     return None
+
+
+def variables(given: dict[str, Any]) -> dict[str, Any]:
+    """What the template is told, in the words that it knows."""
+    effort = given.get("reasoning_effort")
+    if effort is None and given.get("enable_thinking") is False:
+        effort = "none"
+    if effort is None:
+        return given
+    return given | {"reasoning_effort": EFFORTS.get(effort, effort)}

@@ -9,9 +9,18 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from .errors import ApiError, bad_request
+from .json_fields import deep_field, field_at
 
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
+TOO_DEEP = 200  # levels; deeper ones are not read
+# Half of a pair in a string, which has no UTF-8. The escape before it may itself be escaped.
+UNPAIRED = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+MOST_SEARCHED = 1 << 20  # bytes
 AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
 MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -43,10 +52,15 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
     except msgspec.ValidationError as error:
         message = str(error)
         raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.") from error
+    except UnicodeDecodeError as error:
+        message, param = f"The body is not UTF-8: {error}.", field_at(body, error.start)
+        raise bad_request(message, param) from error
+    except msgspec.DecodeError as error:
+        message = f"The body is not valid JSON: {error}."
+        raise bad_request(message, _unpaired(body)) from error
     except RecursionError as error:
-        raise bad_request("The body is nested too deeply.") from error
+        param = deep_field(body, TOO_DEEP)
+        raise bad_request("The body is nested too deeply.", param) from error
 
 
 def _field(message: str) -> str | None:
@@ -54,6 +68,12 @@ def _field(message: str) -> str | None:
     path, missing = AT_PATH.search(message), MISSING.search(message)
     names = [path[1].removeprefix("$") if path else "", missing[1] if missing else ""]
     return ".".join(filter(None, names)).removeprefix(".") or None
+
+
+def _unpaired(body: bytes) -> str | None:
+    """The field with half of a surrogate pair, if that is what is wrong with the body."""
+    found = UNPAIRED.search(body, 0, MOST_SEARCHED)
+    return None if found is None else field_at(body, found.start())
 
 
 def _refuse(fields: dict[str, Any], refused: Refused) -> None:

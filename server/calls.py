@@ -43,7 +43,13 @@ class Calls:
         self._tools = tools
         self._one = one
         self._incremental = incremental
-        self._reset("")
+        self._name = ""
+        self._text: list[str] = []
+        self._size = 0
+        self._too_long = False
+        self._scan = JsonCall()
+        self._sent = False
+        self._arguments = False  # whether any were sent
 
     @property
     def enough(self) -> bool:
@@ -89,12 +95,12 @@ class Calls:
 
     def _reset(self, name: str) -> None:
         self._name = name
-        self._text: list[str] = []
+        self._text = []
         self._size = 0
         self._too_long = False
         self._scan = JsonCall()
         self._sent = False
-        self._arguments: list[str] = []
+        self._arguments = False
 
     def _scanned(self, text: str) -> Delta:
         self._scan.add(text)
@@ -113,7 +119,7 @@ class Calls:
     def _more(self, arguments: str) -> Delta:
         if not arguments:
             return NOTHING
-        self._arguments.append(arguments)
+        self._arguments = True
         return Delta(calls=(CallDelta(self.count - 1, "", "", arguments),))
 
     def _read(self, text: str) -> list[Read]:

@@ -25,11 +25,11 @@ from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
 from .stable import Stable
+from .template_options import template_options
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1024
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 REFUSED: Refused = REFUSED_ALIKE | {
     "audio": (),
@@ -37,7 +37,7 @@ REFUSED: Refused = REFUSED_ALIKE | {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -93,6 +93,12 @@ class Tool(msgspec.Struct):
     type: str = "function"
 
 
+class Prediction(msgspec.Struct, tag_field="type", tag="content"):
+    """Text that the reply is expected to hold; it could save time, never change the reply."""
+
+    content: str | list[Part]
+
+
 class ChatRequest(GenerationFields, kw_only=True):
     """The body of a chat completion; what is not listed is checked by name or has no effect."""
 
@@ -104,7 +110,11 @@ class ChatRequest(GenerationFields, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    prediction: Prediction | None = None
 
 
 class ChatCompletions(Dialect):
@@ -113,6 +123,7 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
+        body.check()
         caller, service = caller_of(request.scope, body), self.service
         target = self.serves(caller.tenant, body.model, body.adapter, body.draft_model)
         served, copies = target.served, body.choices
@@ -153,7 +164,7 @@ class _Plan:
         self._room = room
         self._messages = message_dicts(body.messages)
         self._tools = _tools(body)
-        self._options = _template_options(body)
+        self._options = template_options(body, body.messages[-1].role)
         self._stops = body.stops()
         ends = info.eos_token_ids | model.tokenizer.end_ids
         self._stop_ids = body.stop_ids(info.vocab_size, ends)
@@ -270,25 +281,6 @@ def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:
             raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
     offered: list[dict[str, Any]] = msgspec.to_builtins(tools)
     return [{"type": "function", "function": tool["function"]} for tool in offered]
-
-
-def _template_options(body: ChatRequest) -> dict[str, Any]:
-    """What the template is told beside the messages."""
-    options: dict[str, Any] = {}
-    if body.reasoning_effort is not None:
-        if body.reasoning_effort not in EFFORTS:
-            raise bad_request(
-                f"reasoning_effort is one of {', '.join(EFFORTS)}.", "reasoning_effort"
-            )
-        options["enable_thinking"] = body.reasoning_effort not in ("none", "minimal")
-        options["reasoning_effort"] = body.reasoning_effort
-    for name, value in (body.chat_template_kwargs or {}).items():
-        if name not in ("enable_thinking", "thinking", "reasoning_effort"):
-            raise bad_request(
-                f"chat_template_kwargs: {name[:40]!r} is not supported.", "chat_template_kwargs"
-            )
-        options[name] = value
-    return options
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .body import Refused
-from .chat import EFFORTS, MOST_TOOLS
+from .chat import MOST_TOOLS
 from .errors import bad_request
 from .fields import REFUSED_ALIKE, GenerationFields, checked_stops
+from .template_options import EFFORTS
 
 LEAST_BUDGET = 1024  # tokens of thinking, as Anthropic has it
 TIERS = ("auto", "standard_only")
@@ -188,7 +189,7 @@ class MessagesRequest(CountRequest, kw_only=True):
 
     max_tokens: int
     stop_sequences: list[str] | None = None
-    metadata: Metadata | None = None
+    metadata: Metadata | None = None  # type: ignore[assignment]  # Anthropic's has one field
 
     @property
     def agent(self) -> str:
