@@ -109,7 +109,7 @@ def test_errors(sdk: Anthropic) -> None:
 
 
 def test_context_that_is_used_up(sdk: Anthropic) -> None:
-    messages = said(words(300, 504))
+    messages = said(words(380, 504))
     prompt = sdk.messages.count_tokens(model=MODEL, messages=messages).input_tokens
     assert CONTEXT - 500 < prompt < CONTEXT
     message = sdk.messages.create(
