@@ -138,7 +138,7 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("continue", chat(continue_final_message=True), "continue_final_message", None),
     (
         "continue and begin",
-        said("assistant", continue_final_message=True, add_generation_prompt=True),
+        said("assistant") | {"continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",
         None,
     ),
@@ -243,6 +243,27 @@ BODIES: dict[str, bytes] = {
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
 def test_bad_body_is_refused(http: httpx.Client, route: str, body: bytes) -> None:
     refused(http.post(route, content=body, headers={"content-type": "application/json"}))
+
+
+FIELDS: list[tuple[str, str | None]] = [
+    ("lone surrogate", "messages"),
+    ("lone surrogate in a name", "user"),
+    ("lone surrogate raw", "model"),
+    ("no UTF-8", "model"),
+    ("deep objects", "a"),
+    ("deep lists", None),
+    ("deep field", "x"),
+    ("deep tool", "tools"),
+]
+
+
+@pytest.mark.parametrize(("name", "param"), FIELDS)
+def test_field_of_a_body_that_cannot_be_read_is_named(
+    http: httpx.Client, name: str, param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    error = refused(http.post(CHAT, content=BODIES[name], headers=headers))
+    assert error["param"] == param
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
