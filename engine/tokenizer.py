@@ -48,8 +48,8 @@ class Prompt(NamedTuple):
 class Tokenizer:
     """A model's tokenizer and chat template, safe to use from several threads at once.
 
-    ``system_boundary`` makes prompts carry the end of their system prompt, at the price of
-    tokenising that twice; it serves models whose layers are not all kept by token.
+    ``system_boundary`` makes prompts carry the ends of their system prompt and of what was said,
+    at the price of rendering twice; it serves models whose layers are not all kept by token.
     """
 
     def __init__(self, wrapper: TokenizerWrapper, *, system_boundary: bool = False) -> None:
@@ -109,9 +109,12 @@ class Tokenizer:
         """
         text = self._template.render(messages, tools, options)
         tokens = self.encode(text, domain=domain)
-        boundary = self._system_end(tokens, messages, tools, options, domain)
+        ends = {
+            self._system_end(tokens, messages, tools, options, domain),
+            self._turn_end(text, tokens, messages, tools, options),
+        }
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
-        return Prompt(tokens, (boundary,) if boundary else (), thinking)
+        return Prompt(tokens, tuple(sorted(ends - {0})), thinking)
 
     def beginning(
         self,
@@ -222,6 +225,32 @@ class Tokenizer:
             return 0
         common = _common(tokens, begin)
         return common if 0 < common < len(tokens) else 0
+
+    def _turn_end(
+        self,
+        text: str,
+        tokens: Sequence[int],
+        messages: Sequence[Message],
+        tools: Tools | None,
+        options: Mapping[str, Any] | None,
+    ) -> int:
+        """Number of leading tokens without those that ask for the reply.
+
+        In the prompt of the next turn something else may stand there: many templates begin a
+        reply with a thought, and leave thoughts out of what was said before.
+        """
+        if not (self._system_boundary and messages) or messages[-1]["role"] == "assistant":
+            return 0
+        quiet = {**(options or {}), "add_generation_prompt": False}
+        try:
+            said = self._template.render(messages, tools, quiet)
+        except PromptError:
+            return 0
+        if not (said and text.startswith(said)):
+            return 0
+        asks = self.encode(text[len(said) :])
+        end = len(tokens) - len(asks)
+        return end if asks and tuple(tokens[end:]) == asks else 0
 
     def _beginning(
         self,

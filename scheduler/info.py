@@ -62,7 +62,7 @@ class ServiceConfig:
     None: as recommended. ``adapters`` are names and directories. ``tenants`` are all for whom
     requests may come at first; they may change while the server runs. ``public`` prompts are lent
     to all of them. ``aliases`` are other names for models, or patterns of such names; they may
-    change too.
+    change too. With ``normalise_prompts`` what differs without meaning is taken out of prompts.
     """
 
     model: str
@@ -84,6 +84,7 @@ class ServiceConfig:
     models: tuple[ModelConfig, ...] = ()
     tenants: tuple[Tenant, ...] = (DEFAULT,)
     public: tuple[PublicPrompt, ...] = ()
+    normalise_prompts: bool = True
     aliases: tuple[tuple[str, str], ...] = ()
 
     @property

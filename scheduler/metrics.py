@@ -31,6 +31,7 @@ REASONS = (
     *(f"tenant_{limit}" for limit in get_args(LimitName)),
 )
 RESULTS = ("loaded", "failed")
+NORMALISED = ("billing_header", "tool_schema")
 
 
 class Gauges(NamedTuple):
@@ -86,6 +87,7 @@ class _Definitions:
         self.evicted = counter("prefix_cache_evicted_tokens", "Tokens evicted from the cache")
         self.rejections = counter("admission_rejections", "Requests refused", "reason")
         self.disconnects = counter("client_disconnects", "Clients gone before their reply")
+        self.normalised = counter("prompt_normalised", "Prompts changed to be alike", "kind")
         self.loads = counter("model_loads", "Loads that ended", "result")
         self.unloads = counter("model_unloads", "Times that a model was unloaded")
         self.loaded = gauge("model_loaded", "1 while the model is in memory")
@@ -170,6 +172,8 @@ class ModelMetrics(SchedulerStats):
             metric.labels(**labels)
         for name in REASONS:
             of.rejections.labels(**labels, reason=name)
+        for kind in NORMALISED:
+            of.normalised.labels(**labels, kind=kind)
         for result in RESULTS:
             of.loads.labels(**labels, result=result)
         for state in STATES:
@@ -199,6 +203,10 @@ class ModelMetrics(SchedulerStats):
         """Counts a request that was refused before it was accepted."""
         known = reason if reason in REASONS else "other"
         self._of.rejections.labels(**self._labels(), reason=known).inc()
+
+    def normalised(self, kind: str) -> None:
+        """Counts a prompt from which noise was taken, one of ``NORMALISED``."""
+        self._of.normalised.labels(**self._labels(), kind=kind).inc()
 
     def client_disconnect(self) -> None:
         """Counts a client that went away before its reply was complete."""

@@ -21,6 +21,7 @@ from .chat import ChatCompletions
 from .completions import Completions
 from .errors import REQUEST_ID, exception_handlers, is_anthropic
 from .generation import TextThreads
+from .messages import Messages
 from .model_admin import ModelAdmin
 from .models import Models
 from .openapi import openapi
@@ -52,6 +53,7 @@ def create_app(
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
     responses = Responses(service, threads, default_max_tokens)
+    messages = Messages(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
     used = UsageAdmin(usage or UsageStore(service.tenants.usage, None))
@@ -64,6 +66,8 @@ def create_app(
         Route("/v1/responses/{response}", responses.delete, methods=["DELETE"]),
         Route("/v1/responses/{response}/cancel", responses.cancel, methods=["POST"]),
         Route("/v1/responses/{response}/input_items", responses.input_items),
+        Route("/v1/messages", messages.post, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{model:path}", models.one),
         Route("/admin/adapters", adapters.all),
@@ -75,6 +79,7 @@ def create_app(
         Route("/admin/models/{name:path}", loads.unload, methods=["DELETE"]),
         Route("/admin/usage", used.get),
         Route("/admin/reload", reloads.reload, methods=["POST"]),
+        Route("/", ops.here, methods=["HEAD"]),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),

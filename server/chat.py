@@ -24,6 +24,7 @@ from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
+from .stable import Stable
 from .template_options import template_options
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -131,7 +132,7 @@ class ChatCompletions(Dialect):
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
-            plan = _Plan(model, body, variant, room)
+            plan = _Plan(model, body, variant, room, self.stable(served))
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"chatcmpl-{uuid.uuid4().hex}"
             generation = submit(service, served, places, [plan.plan(prompt)], copies, name, caller)
@@ -147,8 +148,16 @@ class ChatCompletions(Dialect):
 class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, model: LoadedModel, body: ChatRequest, variant: Variant, room: Room) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        body: ChatRequest,
+        variant: Variant,
+        room: Room,
+        stable: Stable,
+    ) -> None:
         info = model.info
+        self._stable = stable
         self._tokenizer = model.tokenizer
         self._body = body
         self._variant = variant
@@ -165,8 +174,9 @@ class _Plan:
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
+        tools = self._stable.tools(self._tools) if self._tools else None
         try:
-            return self._tokenizer.chat(self._messages, self._tools, self._options, domain)
+            return self._tokenizer.chat(self._messages, tools, self._options, domain)
         except PromptError as error:
             raise bad_request(str(error), "messages") from error
 

@@ -167,6 +167,14 @@ def serve(
             help="Keep and lend prefixes, or compute every prompt anew.",
         ),
     ] = True,
+    normalise_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--normalise-prompts/--no-normalise-prompts",
+            envvar="COMMONS_NORMALISE_PROMPTS",
+            help="Take out of prompts what differs by request and means nothing to the model.",
+        ),
+    ] = True,
     max_rows: Annotated[
         int, typer.Option(min=1, envvar="COMMONS_MAX_ROWS", help="Requests decoded together.")
     ] = 64,
@@ -273,6 +281,7 @@ def serve(
         draft_name=draft_name,
         num_draft_tokens=num_draft_tokens,
         memory=all_bytes,
+        normalise_prompts=normalise_prompts,
     )
     service, grants = with_tables(service, settings_of(context), api_key)
     server = ServerConfig(

@@ -1,4 +1,4 @@
-"""What the OpenAI dialects share: the model's name, the frame of objects, streams and bodies."""
+"""What the dialects share: the model's name, the frame of objects, streams and bodies."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from scheduler.use import Use
 
 from .caller import may_use
 from .clients import ClientGone, while_connected
-from .errors import ApiError, error_body, error_response
+from .errors import REQUEST_ID, ApiError, error_answer, error_body
 from .generation import Choice, Generation, Piece, TextThreads, Usage, complete, not_loaded
-from .sse import Emit, EventStream, event
+from .sse import COMMENT, Emit, EventStream, KeepAlive, event
+from .stable import Stable
 
 logger = logging.getLogger("commons.server")
 encode = msgspec.json.Encoder().encode
@@ -35,6 +36,7 @@ NO_DRAFTS = "the server was told no draft model for it"
 CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
+Body = Callable[[list[list[Piece]], Usage], dict[str, Any]]
 
 
 def usage_dict(usage: Usage) -> dict[str, Any]:
@@ -81,6 +83,21 @@ class Writer(Protocol):
     def piece(self, choice: Choice, piece: Piece) -> bytes: ...
     def last(self, choice: Choice) -> bytes: ...
     def usage(self, usage: Usage) -> bytes: ...
+
+
+class Manner(NamedTuple):
+    """How a dialect's streams stay alive, fail and end.
+
+    ``failed`` makes the last event of an error and the name of the request.
+    """
+
+    keep_alive: KeepAlive
+    failed: Callable[[ApiError, str], bytes]
+    done: bytes
+
+
+# No [DONE] after an error: what came before is not a whole reply.
+OPENAI = Manner(COMMENT, lambda error, _: event(encode(error_body(error))), DONE)
 
 
 def unknown_model(service: Service, tenant: Tenant, model: str, adapter: str | None) -> ApiError:
@@ -165,6 +182,10 @@ class Dialect:
             return Variant(target.adapter, draft)
         raise unknown_draft(target.served, draft, names, off or NO_DRAFTS)
 
+    def stable(self, served: Served) -> Stable:
+        """What makes the prompts for a model alike where they differ without meaning."""
+        return Stable(self.service.config.normalise_prompts, served.metrics)
+
     async def whole(
         self,
         request: Request,
@@ -173,7 +194,18 @@ class Dialect:
         frame: Frame,
         shape: Shape,
     ) -> Response:
-        """The whole response, unless the client hangs up before."""
+        """The whole response in the OpenAI shape, unless the client hangs up before."""
+
+        def body(replies: list[list[Piece]], usage: Usage) -> dict[str, Any]:
+            shaped = zip(generation.choices, replies, strict=True)
+            return frame.body([shape(choice, pieces) for choice, pieces in shaped], usage)
+
+        return await self.completed(request, generation, prompts, body)
+
+    async def completed(
+        self, request: Request, generation: Generation, prompts: Sequence[Prompt], body: Body
+    ) -> Response:
+        """What ``body`` makes of all replies, unless the client hangs up before."""
         try:
             pieces = await while_connected(request.receive, complete(generation))
         except ClientGone:
@@ -183,9 +215,7 @@ class Dialect:
             generation.abort()
         usage = generation.usage(prompts)
         generation.log(request.scope["path"], usage)
-        shaped = zip(generation.choices, pieces, strict=True)
-        body = frame.body([shape(choice, parts) for choice, parts in shaped], usage)
-        return Response(encode(body), media_type="application/json")
+        return Response(encode(body(pieces, usage)), media_type="application/json")
 
     def stream(
         self,
@@ -194,9 +224,10 @@ class Dialect:
         writer: Writer,
         *,
         usage: bool,
+        manner: Manner = OPENAI,
     ) -> Response:
         """The response as a stream of events."""
-        return _Streaming(generation, prompts, writer, usage)
+        return _Streaming(generation, prompts, writer, usage, manner)
 
 
 class _Streaming(Response):
@@ -206,12 +237,14 @@ class _Streaming(Response):
         prompts: Sequence[Prompt],
         writer: Writer,
         wants_usage: bool,
+        manner: Manner,
     ) -> None:
         super().__init__()
         self._generation = generation
         self._prompts = prompts
         self._writer = writer
         self._wants_usage = wants_usage
+        self._manner = manner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -222,16 +255,15 @@ class _Streaming(Response):
             self._generation.abort()
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = EventStream(receive, send)
+        stream = EventStream(receive, send, self._manner.keep_alive)
         try:
             producers = [_Producer(self._writer, c).run for c in self._generation.choices]
             await stream.run(producers, self._end)
         except ApiError as error:
             if not stream.started:
-                await error_response(error)(scope, receive, send)
+                await error_answer(scope, error)(scope, receive, send)
                 return
-            # No [DONE]: what came before is not a whole reply.
-            await stream.finish(event(encode(error_body(error))))
+            await stream.finish(self._manner.failed(error, scope.get(REQUEST_ID, "")))
         else:
             self._generation.log(scope["path"], self._generation.usage(self._prompts))
 
@@ -239,7 +271,7 @@ class _Streaming(Response):
         usage = b""
         if self._wants_usage:
             usage = self._writer.usage(self._generation.usage(self._prompts))
-        return usage + DONE
+        return usage + self._manner.done
 
 
 class _Producer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -28,6 +29,8 @@ ANTHROPIC_TYPES = {
     529: "overloaded_error",
 }
 INTERNAL_MESSAGE = "The server failed to answer; its log says why."
+TOO_LONG = "prompt is too long"
+INDEX = re.compile(r"\[(\d+)\]")  # in a param
 OVERLOADED = 529  # Anthropic's status for a server that has too much to do
 
 
@@ -80,8 +83,11 @@ def error_body(error: ApiError) -> dict[str, Any]:
 def on_anthropic(error: ApiError) -> ApiError:
     """``error`` as Anthropic's routes tell it: there, a full queue has a status of its own.
 
-    A tenant's own limits are 429 with ``rate_limit_error`` everywhere.
+    A tenant's own limits are 429 with ``rate_limit_error`` everywhere. Clients that shorten a
+    conversation know that they have to by how the message begins.
     """
+    if error.code == "context_length_exceeded" and not error.message.startswith(TOO_LONG):
+        return bad_request(f"{TOO_LONG}: {error.message}", error.param, error.code)
     if error.code != "queue_full":
         return error
     return ApiError(
@@ -90,20 +96,23 @@ def on_anthropic(error: ApiError) -> ApiError:
 
 
 def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """The same in the Anthropic shape."""
+    """The same in the Anthropic shape, whose clients look for the field in the message."""
     kind = ANTHROPIC_TYPES.get(error.status)
     if kind is None:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": error.message},
-        "request_id": request_id,
-    }
+    told = {"type": kind, "message": error.message}
+    if error.param is not None:
+        told["param"] = INDEX.sub(r".\1", error.param)
+        if not error.message.startswith(TOO_LONG):
+            told["message"] = f"{told['param']}: {error.message}"
+    return {"type": "error", "error": told, "request_id": request_id}
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Whether a request is for a route of the Anthropic dialect."""
+    """Whether a request speaks the Anthropic dialect: by its route, or where both share one."""
     path: str = scope["path"]
+    if path == "/v1/models" or path.startswith("/v1/models/"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
@@ -152,7 +161,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     else:
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
         answer = ApiError(error.status_code, error.detail, kind)
-    return error_response(answer, error.headers)
+    return error_answer(request.scope, answer, error.headers)
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:

@@ -100,13 +100,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
 
     def stops(self) -> list[str]:
         """The stop strings."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS:
-            raise bad_request(f"At most {MOST_STOPS} stop strings are possible.", "stop")
-        for stop in stops:
-            if not 0 < len(stop) <= MOST_STOP_LENGTH:
-                raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", "stop")
-        return stops
+        return checked_stops([self.stop] if isinstance(self.stop, str) else self.stop or [], "stop")
 
     def stop_ids(self, vocab_size: int, eos: frozenset[int]) -> frozenset[int]:
         """The token ids that end a reply."""
@@ -200,6 +194,16 @@ class Room(NamedTuple):
             param,
             "context_length_exceeded",
         )
+
+
+def checked_stops(stops: list[str], param: str) -> list[str]:
+    """Stop strings that are not too many, and neither empty nor too long."""
+    if len(stops) > MOST_STOPS:
+        raise bad_request(f"At most {MOST_STOPS} stop strings are possible.", param)
+    for stop in stops:
+        if not 0 < len(stop) <= MOST_STOP_LENGTH:
+            raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", param)
+    return stops
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> None:

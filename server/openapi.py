@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -43,6 +43,12 @@ class Described(NamedTuple):
 
     schemas: dict[Any, dict[str, Any]]
     components: dict[str, Any]
+
+    def of(self, kind: Any) -> dict[str, Any]:
+        """A reference to a type, or to one of several."""
+        if isinstance(kind, tuple):
+            return {"anyOf": [self.schemas[one] for one in kind]}
+        return self.schemas[kind]
 
 
 async def openapi(request: Request) -> Response:
@@ -85,7 +91,7 @@ def _described(operations: Iterable[Operation]) -> Described:
         if operation.body is not None:
             kinds[operation.body] = None
         for kind in operation.answers().values():
-            kinds[kind] = None
+            kinds |= dict.fromkeys(kind if isinstance(kind, tuple) else (kind,))
     schemas, components = msgspec.json.schema_components(tuple(kinds), ref_template=REF)
     return Described(dict(zip(kinds, schemas, strict=True)), dict(components))
 
@@ -95,25 +101,23 @@ def _operation(operation: Operation, described: Described) -> dict[str, Any]:
         "operationId": operation.name,
         "summary": operation.summary,
         "responses": {
-            str(status): _answer(operation, status, kind, described.schemas)
+            str(status): _answer(operation, status, kind, described)
             for status, kind in operation.answers().items()
         },
     }
     if operation.parameters:
         shown["parameters"] = [p.shown() for p in operation.parameters]
     if operation.body is not None:
-        content = {JSON: {"schema": described.schemas[operation.body]}}
+        content = {JSON: {"schema": described.of(operation.body)}}
         shown["requestBody"] = {"required": True, "content": content}
     return shown
 
 
-def _answer(
-    operation: Operation, status: int, kind: Any, schemas: Mapping[Any, dict[str, Any]]
-) -> dict[str, Any]:
+def _answer(operation: Operation, status: int, kind: Any, described: Described) -> dict[str, Any]:
     content: dict[str, Any] = {}
     good = status < BODY_STATUSES
     if not good or JSON in operation.media:
-        content[JSON] = {"schema": schemas[kind]}
+        content[JSON] = {"schema": described.of(kind)}
     for media in operation.media:
         if good and media != JSON:
             content[media] = {"schema": SSE if media == EVENTS else {"type": "string"}}

@@ -206,6 +206,72 @@ class Reload(Struct):
     restart: list[str]
 
 
+# of Anthropic's dialect
+
+
+class AnthropicErrorDetail(Struct):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(Struct):
+    """An error in Anthropic's shape."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+    request_id: str
+
+
+class MessageUsage(Struct):
+    """Tokens of a message; the three kinds of input add up to the prompt."""
+
+    input_tokens: Count
+    cache_creation_input_tokens: Count
+    cache_read_input_tokens: Count
+    output_tokens: Count
+
+
+class AnthropicMessage(Struct):
+    """The answer to messages."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class TokenCount(Struct):
+    """Tokens of a prompt."""
+
+    input_tokens: Count
+
+
+class AnthropicModel(Struct):
+    """A model in Anthropic's shape."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    max_input_tokens: Count | None
+    max_tokens: Count | None
+
+
+class AnthropicModels(Struct):
+    """A page of models in Anthropic's shape."""
+
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
 # of /v1/responses
 
 

@@ -10,6 +10,7 @@ from . import openapi_answers as answers
 from .admin import Change, NewAdapter
 from .chat import ChatRequest
 from .completions import CompletionRequest
+from .messages_fields import CountRequest, MessagesRequest
 from .model_admin import WantedModel
 from .response_fields import ResponseRequest
 from .response_pages import MOST, ORDERS
@@ -31,7 +32,7 @@ class Parameter(NamedTuple):
     """A part of a path, or of a query."""
 
     name: str
-    place: Literal["path", "query"]
+    place: Literal["path", "query", "header"]
     schema: Mapping[str, Any] = WORD
 
     def shown(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class Parameter(NamedTuple):
 class Operation(NamedTuple):
     """A method of a route: ``good`` is what it answers with ``status``, ``errors`` the others.
 
-    ``sick`` is what a probe answers with 503.
+    ``sick`` is what a probe answers with 503. Several types are one or the other of them.
     """
 
     method: str
@@ -150,19 +151,59 @@ RESPONSES = (
         ),
     ),
 )
+MESSAGES = (
+    Operation(
+        "POST",
+        "/v1/messages",
+        "createMessage",
+        "Answers messages, in Anthropic's dialect.",
+        answers.AnthropicMessage,
+        (*GENERATES, 529),
+        body=MessagesRequest,
+        media=GENERATED,
+        error=answers.AnthropicError,
+    ),
+    Operation(
+        "POST",
+        "/v1/messages/count_tokens",
+        "countTokens",
+        "How many tokens a message's prompt has.",
+        answers.TokenCount,
+        (*GENERATES, 529),
+        body=CountRequest,
+        error=answers.AnthropicError,
+    ),
+)
+ANTHROPIC = Parameter("anthropic-version", "header")
 MODELS = (
-    Operation("GET", "/v1/models", "listModels", "All models.", answers.ModelList, KEYS),
+    Operation(
+        "GET",
+        "/v1/models",
+        "listModels",
+        "All models; in Anthropic's shape for its clients.",
+        (answers.ModelList, answers.AnthropicModels),
+        (400, *KEYS),
+        parameters=(
+            ANTHROPIC,
+            Parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000}),
+            Parameter("after_id", "query"),
+            Parameter("before_id", "query"),
+        ),
+        error=(answers.ErrorBody, answers.AnthropicError),
+    ),
     Operation(
         "GET",
         "/v1/models/{model}",
         "getModel",
-        "One model.",
-        answers.Model,
+        "One model; in Anthropic's shape for its clients.",
+        (answers.Model, answers.AnthropicModel),
         (404, *KEYS),
-        parameters=(MODEL,),
+        parameters=(MODEL, ANTHROPIC),
+        error=(answers.ErrorBody, answers.AnthropicError),
     ),
 )
 PROBES = (
+    Operation("HEAD", "/", "here", "The server answers.", None, KEYS, media=()),
     Operation("GET", "/livez", "livez", "The process answers.", answers.Alive),
     Operation(
         "GET", "/health", "health", "How the engine is.", answers.Health, sick=answers.Health
@@ -245,4 +286,4 @@ ADMIN = (
         "POST", "/admin/reload", "reload", "Takes changed settings.", answers.Reload, (400, *KEYS)
     ),
 )
-OPERATIONS = (*CHATS, *RESPONSES, *MODELS, *PROBES, *ADMIN)
+OPERATIONS = (*CHATS, *RESPONSES, *MESSAGES, *MODELS, *PROBES, *ADMIN)

@@ -24,6 +24,10 @@ class Ops:
         self._service = service
         self._registry = registry
 
+    async def here(self, request: Request) -> Response:
+        """``HEAD /``: there is a server, as clients ask before they ask for more."""
+        return Response()
+
     async def livez(self, request: Request) -> Response:
         """The process answers: 200."""
         return _json(200, {"status": "ok"})

@@ -9,13 +9,12 @@ from typing import Any
 from engine.tokenizer import Message
 
 from .errors import bad_request
+from .messages_prompt import REMINDER
 from .response_input import Item
 from .response_tools import Known, Toolbox
 
 TEXTS = ("content", "reasoning_content")
 BETWEEN = "\n\n"  # of texts that become one message
-# A template takes one system message, at the beginning; many refuse a later one.
-LATER_SYSTEM = "<system-reminder>\n{}\n</system-reminder>"
 
 
 def template_messages(
@@ -23,9 +22,10 @@ def template_messages(
 ) -> list[Message]:
     """All items as messages, the same items always as the same ones. Raises ApiError 400.
 
-    ``instructions`` and the leading system and developer items become one system message; later
-    ones reach the model as marked parts of user messages. What the model said in one turn is one
-    message, and so is what a user said without an answer between, since templates want turns.
+    ``instructions`` and the leading system and developer items become one system message, for a
+    template takes one; later ones reach the model as marked parts of user messages. What the
+    model said in one turn is one message, and so is what a user said without an answer between,
+    since templates want turns.
     """
     leading = 0
     while leading < len(items) and _instructs(items[leading]):
@@ -87,7 +87,7 @@ class _Turns:
         elif item["role"] == "user":
             self._append("user", "content", _text(item))
         else:
-            self._append("user", "content", LATER_SYSTEM.format(_text(item)))
+            self._append("user", "content", REMINDER.format(_text(item)))
 
     def _call(self, item: Item, kind: Any, arguments: Any) -> None:
         name = self._toolbox.flat(Known(kind, item["name"], item.get("namespace")))

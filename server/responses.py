@@ -32,6 +32,7 @@ from .response_reply import Place, Reply
 from .response_store import ResponseStore, Stored
 from .response_stream import ResponseStream
 from .response_tools import Toolbox
+from .stable import Stable
 from .template_options import template_options
 from .unenforced import refuse_format
 
@@ -56,7 +57,7 @@ class Responses(Dialect):
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
-            plan = _Plan(model, body, asked, variant, room)
+            plan = _Plan(model, body, asked, variant, room, self.stable(served))
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"resp_{uuid.uuid4().hex}"
             generation = submit(service, served, places, [plan.plan(prompt)], 1, name, caller)
@@ -140,8 +141,10 @@ class _Plan:
         asked: _Asked,
         variant: Variant,
         room: Room,
+        stable: Stable,
     ) -> None:
         info = model.info
+        self._stable = stable
         self._tokenizer = model.tokenizer
         self._body = body
         self._asked = asked
@@ -158,7 +161,7 @@ class _Plan:
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
-        tools = self._asked.tools.offered or None
+        tools = self._stable.tools(self._asked.tools.offered) or None
         try:
             return self._tokenizer.chat(self._messages, tools, self._options, domain)
         except PromptError as error:

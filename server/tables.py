@@ -34,7 +34,7 @@ def with_tables(
         service = replace(main, models=models)
         offer: Offer = {m.name: [name for name, _ in m.adapters] for m in service.all_models}
         tenants = parse_tenants(file.values.get("tenants", {}), offer)
-        public = parse_public(file.values.get("public", []), main.served_model_name, offer)
+        public = parse_public(file.values.get("public", []), main, offer)
         aliases = parse_aliases(file.values.get("aliases", {}), offer)
     grants = Grants(tenants, read_keys(keys_path(file.path)), digest)
     service = replace(service, tenants=grants.everybody, public=public, aliases=aliases)

@@ -45,7 +45,7 @@ BUSY = [operation.name for operation in OPERATIONS if operation.body is not None
 QUIET = [operation.name for operation in OPERATIONS if operation.body is None]
 NESTED = [name for name in BUSY if name in ("createChatCompletion", "createMessage", "countTokens")]
 VARIED = [operation.name for operation in OPERATIONS if operation.parameters]
-GENERATING = ["createChatCompletion", "createCompletion", "createResponse"]
+GENERATING = ["createChatCompletion", "createCompletion", "createMessage", "createResponse"]
 
 sent: Counter[tuple[str, int]] = Counter()  # by operation and status
 
@@ -72,7 +72,7 @@ def test_every_route_is_described() -> None:
     there = {
         (method, route.path.replace(":path", ""))
         for route in routes_of(Scripted().app)
-        for method in route.methods - {"HEAD"}
+        for method in route.methods - ({"HEAD"} if "GET" in route.methods else set())
     }
     assert there == {(operation.method, operation.path) for operation in OPERATIONS}
 
