@@ -13,7 +13,7 @@ import msgspec
 
 from .body import convert
 from .errors import bad_request
-from .unenforced import refuse_forced
+from .unenforced import shown
 
 MOST_TOOLS = 1024
 MOST_NAME = 256  # characters
@@ -98,7 +98,9 @@ class Toolbox:
         self._offered: dict[str, dict[str, Any]] = {}
         for i, tool in enumerate(tools):
             self._add(tool, f"tools[{i}]", None)
-        self.offered = self._chosen(choice)
+        self.all = list(self._offered.values())
+        self.choice = self._translated(choice)
+        self.offered = shown(self.choice, self.all)
 
     def known(self, flat: str) -> Known:
         """What the model's name for a tool means to the client."""
@@ -144,20 +146,22 @@ class Toolbox:
 
     # which of them may be called
 
-    def _chosen(self, choice: str | dict[str, Any] | None) -> list[dict[str, Any]]:
-        if choice == "none":
-            return []
-        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            allowed = convert(choice, AllowedTools, "tool_choice")
-            if allowed.mode != "auto":
-                refuse_forced()
-            if len(allowed.tools) > MOST_TOOLS:
-                raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tool_choice.tools")
-            names = [self._named(c, f"tool_choice.tools[{i}]") for i, c in enumerate(allowed.tools)]
-            return [tool for name, tool in self._offered.items() if name in names]
-        if choice not in (None, "auto"):
-            refuse_forced()
-        return list(self._offered.values())
+    def _translated(self, choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        """``tool_choice`` as it would be if the client knew the tools as the model does."""
+        if not isinstance(choice, dict):
+            return choice
+        if choice.get("type") != "allowed_tools":
+            name = self._named(choice, "tool_choice")
+            if name is None:
+                raise bad_request("This tool cannot be forced.", "tool_choice", "unsupported")
+            return {"type": "function", "name": name}
+        allowed = convert(choice, AllowedTools, "tool_choice")
+        if len(allowed.tools) > MOST_TOOLS:
+            raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tool_choice.tools")
+        found = [self._named(c, f"tool_choice.tools[{i}]") for i, c in enumerate(allowed.tools)]
+        names = [name for name in found if name is not None]
+        tools = [{"type": "function", "name": name} for name in names]
+        return choice | {"mode": allowed.mode, "tools": tools} if tools else "none"
 
     def _named(self, choice: dict[str, Any], where: str) -> str | None:
         """The model's name for the tool that a choice means; None for a hosted one."""
