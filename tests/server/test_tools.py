@@ -126,6 +126,21 @@ async def test_half_a_call_of_a_stream_is_no_call_to_make(
     assert choice["finish_reason"] == "stop"
 
 
+async def test_half_a_surrogate_pair_in_an_earlier_call_does_no_harm(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = "ok"
+    function = {"name": "look", "arguments": '{"x": "\\ud800"}'}
+    call = {"id": "c1", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "seen"},
+    ]
+    await whole(http, messages=messages)
+    assert '{"x": "?"}' in service.prompt
+
+
 async def test_thoughts_are_counted_in_usage(http: httpx.AsyncClient, service: Scripted) -> None:
     service.says = "well well</think>\n\nyes"
     for effort, least in (("high", 1), ("none", 0)):
