@@ -50,8 +50,7 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
             _refuse(fields, refused)
         return convert(fields, kind)
     except UnicodeDecodeError as error:
-        message, param = f"The body is not UTF-8: {error}.", field_at(body, error.start)
-        raise bad_request(message, param) from error
+        raise bad_request("The body is not UTF-8.", _not_utf8(body)) from error
     except msgspec.DecodeError as error:
         message = f"The body is not valid JSON: {error}."
         raise bad_request(message, _unpaired(body)) from error
@@ -75,6 +74,15 @@ def _field(message: str) -> str | None:
     path, missing = AT_PATH.search(message), MISSING.search(message)
     names = [path[1].removeprefix("$") if path else "", missing[1] if missing else ""]
     return ".".join(filter(None, names)).removeprefix(".") or None
+
+
+def _not_utf8(body: bytes) -> str | None:
+    """The field with bytes that are no UTF-8; the parser tells their place in a string alone."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return field_at(body, error.start)
+    return None
 
 
 def _unpaired(body: bytes) -> str | None:

@@ -15,7 +15,9 @@ from .json_call import JsonCall
 
 logger = logging.getLogger("commons.server")
 
-MOST_CALL = 1 << 20  # characters; the parsers get no longer text
+MOST_CALL = 1 << 20  # characters of a call in JSON
+# In other formats, whose parsers search a malformed text over and over while streams wait.
+MOST_SEARCHED = 1 << 17
 
 Read = tuple[str, str]  # name and arguments of a call
 
@@ -68,7 +70,8 @@ class Calls:
             return NOTHING if self._sent else Delta(text=text)
         self._text.append(text)
         self._size += len(text)
-        if self._size > MOST_CALL:
+        in_json = self._name or self._tokenizer.json_calls
+        if self._size > (MOST_CALL if in_json else MOST_SEARCHED):
             self._too_long = True
             return self._unreadable("is too long")
         if not self._incremental:
