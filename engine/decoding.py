@@ -165,7 +165,7 @@ def _permitted(proposals: Proposals) -> Proposals:
         if places[row] and not count and row.drafting is not None:
             row.drafting.record(len(places[row]), 0)  # nothing is left from which to learn it
         places[row] = places[row][:count]
-    return Proposals(proposals.tokens, places)
+    return Proposals(proposals.tokens, places) if any(places.values()) else NO_PROPOSALS
 
 
 def _masks(spans: Sequence[Span], proposals: Proposals, vocab_size: int) -> Masks | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from .errors import ApiError, bad_request
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
 AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
+ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MISSING = re.compile(r"missing required field `(\w+)`")
 
 Refused = dict[str, tuple[Any, ...]]
@@ -44,9 +47,23 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
         message = str(error)
         raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.") from error
+        raise bad_request(f"The body is not valid JSON: {error}.", _unsound(body)) from error
     except RecursionError as error:
         raise bad_request("The body is nested too deeply.") from error
+
+
+def _unsound(body: bytes) -> str | None:
+    """The field with a lone surrogate, which is why a body is no JSON with a meaning."""
+    if not ESCAPED_SURROGATE.search(body):
+        return None
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    for name, value in fields.items() if isinstance(fields, dict) else ():
+        if LONE_SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
+            return str(name)
+    return None
 
 
 def _field(message: str) -> str | None:

@@ -129,7 +129,7 @@ def _one(http: httpx.Client, number: int) -> str | None:
         return None
     text = choice["message"]["content"]
     try:
-        checker = jsonschema.FormatChecker()
+        checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
         jsonschema.Draft202012Validator(wanted, format_checker=checker).validate(json.loads(text))
     except (ValueError, jsonschema.ValidationError) as error:
         return f"{text!r} {str(error)[:300]}"
