@@ -86,7 +86,7 @@ def _leaf(rng: random.Random) -> Schema:
         {"type": "null"},
         {"type": ["boolean", "null"]},
         {"const": rng.choice((7, "seven", None, [1, "x"]))},
-        {"enum": rng.sample(WORDS, 3) + [rng.randint(0, 9), None]},
+        {"enum": [*rng.sample(WORDS, 3), rng.randint(0, 9), None]},
     )
     return rng.choice(kinds)
 

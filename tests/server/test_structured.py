@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from tests.structured import check
 
-from .process import PATIENCE, Server
+from .process import Server
 from .support import MODEL, idle, poll, stream
 
 ROUTE = "/v1/chat/completions"
@@ -167,22 +167,6 @@ def test_text_completions(http: httpx.Client) -> None:
     asked = {"model": MODEL, "prompt": ["a", "b"], "max_tokens": 100, "guided_json": PLAIN}
     for choice in http.post("/v1/completions", json=asked).raise_for_status().json()["choices"]:
         jsonschema.validate(json.loads(choice["text"]), PLAIN)
-
-
-def test_drafts_change_nothing(tiny: str) -> None:
-    array = {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 30, "maxItems": 30}
-    with (
-        Server("--model", tiny, "--draft-model", "ngram") as server,
-        httpx.Client(base_url=server.ready().url, timeout=PATIENCE) as http,
-    ):
-        for temperature in (0.0, 1.0):
-            asked = {"guided_json": array, "temperature": temperature, "max_tokens": 600}
-            drafted, reason = answer(http, **asked)
-            assert reason == "stop"
-            assert drafted == answer(http, **asked, draft_model=None)[0]
-        scraped = http.get("/metrics").text
-    accepted = re.search(r"^commons_draft_accepted_tokens_total\{.*\} (\S+)$", scraped, re.M)
-    assert accepted and float(accepted[1]) > 0
 
 
 def nested(depth: int) -> dict[str, Any]:
