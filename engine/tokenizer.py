@@ -16,10 +16,12 @@ from tokenizers.decoders import DecodeStream
 
 from cache.loan import NOBODY
 
+from .grammar import Grammars
 from .harmony import end_ids, is_harmony
 from .infill import Infill, infill_of
 from .segments import SegmentedEncoder
 from .templates import ChatTemplate, Message, PromptError, Tools
+from .thoughts import Phase, Thoughts
 
 __all__ = ["Detokenizer", "Message", "Prompt", "PromptError", "Tokenizer", "Tools"]
 
@@ -37,12 +39,14 @@ class Prompt(NamedTuple):
     """A rendered and tokenised conversation.
 
     ``boundaries`` are prompt lengths, ascending, at which it pays to keep the state of layers
-    that cannot be cut. ``thinking`` tells that the reply begins inside a thought.
+    that cannot be cut. ``thinking`` tells that the reply begins inside a thought, ``thoughts``
+    how thoughts are marked in it, None where the model has none.
     """
 
     tokens: tuple[int, ...]
     boundaries: tuple[int, ...]
     thinking: bool
+    thoughts: Thoughts | None = None
 
 
 class Tokenizer:
@@ -62,6 +66,7 @@ class Tokenizer:
         self._contextual = self._fast is not None and _is_contextual(self._fast)
         self._lock = threading.Lock()
         self._template = ChatTemplate(wrapper)
+        self.grammars = Grammars(self._fast, wrapper.eos_token_ids)
         self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
         self.think: tuple[str, str] | None = (
             (wrapper.think_start, wrapper.think_end) if wrapper.has_thinking else None
@@ -114,7 +119,32 @@ class Tokenizer:
             self._turn_end(text, tokens, messages, tools, options),
         }
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
-        return Prompt(tokens, tuple(sorted(ends - {0})), thinking)
+        thoughts = self._thoughts(text, thinking, continued=_continued(messages))
+        return Prompt(tokens, tuple(sorted(ends - {0})), thinking, thoughts)
+
+    @property
+    def tool_format(self) -> str:
+        """The name of mlx-lm's parser for the model's tool calls; empty where it has none."""
+        parser = self._wrapper.tool_parser if self.tool_call is not None else None
+        return "" if parser is None else str(parser.__module__).rpartition(".")[2]
+
+    def special_token(self, text: str) -> int | None:
+        """The id of a token that ``text`` is by itself and that no other text can come to."""
+        token = None if self._fast is None else self._fast.token_to_id(text)
+        added = {} if token is None else self._fast.get_added_tokens_decoder()
+        return token if token in added and added[token].special else None
+
+    def _thoughts(self, text: str, thinking: bool, continued: bool) -> Thoughts | None:
+        """How thoughts are marked in the reply to a rendered prompt."""
+        if self.think is None:
+            return None
+        start = tuple(self._wrapper.think_start_tokens)
+        begins: Phase = "inside" if thinking else "outside"
+        # Where the template has put an empty thought, the model is meant not to think.
+        closed = text.rstrip().endswith(self.think[1])
+        if not (thinking or continued or closed) and len(start) == 1:
+            begins = "opening"
+        return Thoughts(start, tuple(self._wrapper.think_end_tokens), begins)
 
     def beginning(
         self,
@@ -328,6 +358,11 @@ def _is_contextual(fast: Any) -> bool:
     tokens = fast.encode("a b c", add_special_tokens=False).ids
     alone = [fast.decode([token], skip_special_tokens=False) for token in tokens]
     return bool(fast.decode(tokens, skip_special_tokens=False) != "".join(alone))
+
+
+def _continued(messages: Sequence[Message]) -> bool:
+    """Whether the reply goes on with a last message of the assistant's own."""
+    return bool(messages) and messages[-1]["role"] == "assistant"
 
 
 def tool_arguments(arguments: object) -> str:

@@ -12,12 +12,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.grammar import Grammar
 from engine.tokenizer import Message, Prompt, PromptError, Tokenizer
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .caller import caller_of
+from .constraints import compiled, constraint, wanted
 from .dialect import Dialect, Frame
 from .errors import bad_request
 from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
@@ -26,6 +28,7 @@ from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
 from .stable import Stable
 from .template_options import template_options
+from .tool_choice import tool_choice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
@@ -133,9 +136,12 @@ class ChatCompletions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, variant, room, self.stable(served))
+            grammar = await compiled(self.threads, model, plan.wanted)
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"chatcmpl-{uuid.uuid4().hex}"
-            generation = submit(service, served, places, [plan.plan(prompt)], copies, name, caller)
+            generation = submit(
+                service, served, places, [plan.plan(prompt, grammar)], copies, name, caller
+            )
         tier = None if body.service_tier is None else caller.tier
         frame = Frame(name, "chat.completion", body.model, int(time.time()), tier)
         if body.stream:
@@ -163,7 +169,9 @@ class _Plan:
         self._variant = variant
         self._room = room
         self._messages = message_dicts(body.messages)
-        self._tools = _tools(body)
+        tools = tool_dicts(body.tools or [])
+        choice = tool_choice(body.tool_choice, tools)
+        self._tools = choice.shown(tools) or None
         self._options = template_options(body, body.messages[-1].role)
         self._stops = body.stops()
         ends = info.eos_token_ids | model.tokenizer.end_ids
@@ -171,6 +179,8 @@ class _Plan:
         self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
+        one = body.parallel_tool_calls is False
+        self.wanted = wanted(body.answer(), choice, tools, self._tokenizer, one=one)
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
@@ -180,14 +190,22 @@ class _Plan:
         except PromptError as error:
             raise bad_request(str(error), "messages") from error
 
-    def plan(self, prompt: Prompt) -> Plan:
+    def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         body, wanted, param = self._body, self._body.max_tokens, "max_tokens"
         if body.max_completion_tokens is not None:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
         most = self._room.reply(len(prompt.tokens), wanted, param, "messages")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
+        return Plan(
+            prompt,
+            most,
+            self._sampling,
+            self._stop_ids,
+            output,
+            self._variant,
+            constraint=constraint(grammar, self._tokenizer, prompt),
+        )
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(
@@ -258,18 +276,6 @@ def _call_dict(call: Call) -> dict[str, Any]:
         arguments = parsed if isinstance(parsed, dict) else arguments
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
-
-
-def _tools(body: ChatRequest) -> list[dict[str, Any]] | None:
-    """The tools offered to the model; None for none."""
-    tools = tool_dicts(body.tools or [])
-    if body.tool_choice not in (None, "auto", "none"):
-        raise bad_request(
-            "tool_choice is 'auto' or 'none'; forcing a call is not supported by this server.",
-            "tool_choice",
-            "unsupported",
-        )
-    return None if body.tool_choice == "none" or not tools else tools
 
 
 def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:

@@ -11,12 +11,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.grammar import Grammar
 from engine.tokenizer import Prompt, Tokenizer
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .caller import caller_of
+from .constraints import compiled, constraint, wanted
 from .dialect import Dialect, Frame
 from .errors import bad_request
 from .fields import (
@@ -30,6 +32,7 @@ from .fields import (
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import text_logprobs
 from .output import Delta, Output
+from .tool_choice import ToolChoice
 
 DEFAULT_MAX_TOKENS = 16  # what OpenAI's text dialect gives where a request names none
 
@@ -64,10 +67,11 @@ class Completions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, DEFAULT_MAX_TOKENS, caller.tenant.limits)
             check = _Checked(model, body, variant, room)
+            grammar = await compiled(self.threads, model, check.wanted)
             prompts = await self.threads.run(
                 lambda: [check.prompt(text, caller.domain) for text in texts]
             )
-            plans = [check.plan(prompt) for prompt in prompts]
+            plans = [check.plan(prompt, grammar) for prompt in prompts]
             name = f"cmpl-{uuid.uuid4().hex}"
             generation = submit(service, served, places, plans, body.choices, name, caller)
         frame = Frame(name, "text_completion", body.model, int(time.time()))
@@ -111,6 +115,7 @@ class _Checked:
         if body.suffix and self._tokenizer.infill is not None and not body.ignore_eos:
             self._stop_ids |= frozenset(self._tokenizer.infill)
         self._sampling = body.sampling(info.defaults, info.vocab_size, logprobs)
+        self.wanted = wanted(body.answer(), ToolChoice("none"), (), self._tokenizer)
 
     def prompt(self, text: str | list[int], domain: str) -> Prompt:
         """Tokenises, in a trust domain. Raises ApiError."""
@@ -124,12 +129,20 @@ class _Checked:
             return Prompt(tokens, (), False)
         return Prompt(tuple(text), (), False)
 
-    def plan(self, prompt: Prompt) -> Plan:
+    def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         wanted = self._body.max_tokens
         most = self._room.reply(len(prompt.tokens), wanted, "max_tokens", "prompt")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
+        return Plan(
+            prompt,
+            most,
+            self._sampling,
+            self._stop_ids,
+            output,
+            self._variant,
+            constraint=constraint(grammar, self._tokenizer, prompt),
+        )
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(self._tokenizer.detokenizer(prompt.tokens), self._stops)

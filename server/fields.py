@@ -16,6 +16,7 @@ from scheduler.tenant import Limits
 
 from .body import Refused
 from .errors import bad_request
+from .structured import Answer, StructuredFields, answer_of
 
 MOST_STOPS = 16
 MOST_STOP_LENGTH = 1024
@@ -27,12 +28,6 @@ MOST_METADATA, MOST_KEY, MOST_VALUE = 16, 64, 512
 # Fields that would change the answer, and the values of them that ask for nothing.
 REFUSED_ALIKE: Refused = {
     "best_of": (1,),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
 }
 
 # Computed in float32: the reciprocal of a lower temperature, and a logit over a lower penalty,
@@ -49,7 +44,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class GenerationFields(msgspec.Struct, kw_only=True):
+class GenerationFields(StructuredFields, kw_only=True):
     """The fields of every request for text; None is "not given".
 
     But ``draft_model`` null asks for no draft.
@@ -107,6 +102,14 @@ class GenerationFields(msgspec.Struct, kw_only=True):
         for token in self.stop_token_ids or ():
             _check_token("stop_token_ids", token, vocab_size)
         return frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else eos)
+
+    def answer(self) -> Answer | None:
+        """The form that the answer must have."""
+        answer = answer_of(self)
+        if answer is not None and self.ignore_eos:
+            message = f"ignore_eos contradicts {answer.field}, which says where a reply ends."
+            raise bad_request(message, "ignore_eos")
+        return answer
 
     def sampling(
         self, defaults: SamplingParams, vocab_size: int, logprobs: int | None

@@ -16,6 +16,7 @@ import anyio
 from starlette.requests import Request as HttpRequest
 
 from engine.params import SamplingParams
+from engine.steering import Constraint
 from engine.tokenizer import Prompt
 from engine.variant import Variant
 from scheduler.events import Finished, Token
@@ -35,6 +36,7 @@ from scheduler.streams import (
 )
 
 from .caller import Caller
+from .compiling import Compiling
 from .errors import ApiError, bad_request
 from .output import NOTHING, Delta, Output
 from .rate_limits import estimated_tokens, metered, over_limit
@@ -168,7 +170,10 @@ class Generation:
 
 
 class Plan(NamedTuple):
-    """How each of some prompts is to be answered."""
+    """How each of some prompts is to be answered.
+
+    ``thinking_budget`` bounds the tokens of thoughts, ``constraint`` is for the answer.
+    """
 
     prompt: Prompt
     max_tokens: int
@@ -176,6 +181,16 @@ class Plan(NamedTuple):
     stop_ids: frozenset[int]
     output: Callable[[], Output]
     variant: Variant
+    thinking_budget: int | None = None
+    constraint: Constraint | None = None
+
+    def bounded(self) -> Constraint | None:
+        """The constraint, with the budget in it."""
+        thoughts = self.prompt.thoughts
+        if self.thinking_budget is None or thoughts is None:
+            return self.constraint
+        found = self.constraint or Constraint(thoughts=thoughts)
+        return found._replace(budget=self.thinking_budget)
 
 
 def reserve(
@@ -265,6 +280,7 @@ def _request(served: Served, plan: Plan, name: str, copy: int, caller: Caller) -
         agent=caller.agent,
         domain=caller.domain,
         priority=caller.priority,
+        constraint=plan.bounded(),
     )
 
 
@@ -272,6 +288,7 @@ class TextThreads:
     """Where prompts are rendered and tokenised: few, so that the engine's thread is not starved."""
 
     def __init__(self, threads: int = 2) -> None:
+        self.compiling = Compiling()
         self._threads = threads
         self._limiter: anyio.CapacityLimiter | None = None
 

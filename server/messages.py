@@ -9,12 +9,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.grammar import Grammar
 from engine.tokenizer import Prompt, PromptError
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import read_json
 from .caller import caller_as
+from .constraints import compiled, constraint, wanted
 from .dialect import Dialect, encode
 from .errors import ApiError, bad_request
 from .fields import Room
@@ -44,9 +46,10 @@ class Messages(Dialect):
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             asked = _Asked(model, body, self.stable(served))
             reply = _Reply(model, body, variant, room, asked)
+            grammar = await compiled(self.threads, model, reply.wanted)
             prompt = await self.threads.run(partial(asked.prompt, caller.domain))
             name = f"msg_{uuid.uuid4().hex}"
-            plan = reply.plan(prompt)
+            plan = reply.plan(prompt, grammar)
             generation = submit(service, served, places, [plan], 1, name, caller)
         return await self._answer(request, generation, plan, _Frame(name, body, plan, self._caches))
 
@@ -89,16 +92,16 @@ class _Asked:
         self._stable = stable
         self._system = system_blocks(body.system)
         self.tools = body.offered()
+        self.choice = body.choice(self.tools)
+        self.shown = self.choice.shown(self.tools)
         self._options = body.template_options()
-        refuse_forced(body)
-        refuse_formats(body)
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
         system = self._stable.system(self._system)
-        tools = self._stable.tools(self.tools) or None
+        tools = self._stable.tools(self.shown) or None
         messages = conversation(system, self._body.messages)
         try:
             return self._tokenizer.chat(messages, tools, self._options, domain)
@@ -117,22 +120,32 @@ class _Reply:
         self._body = body
         self._variant = variant
         self._room = room
-        self._tools = asked.tools
+        self._tools = asked.shown
         self._stops = body.stops()
         ends = info.eos_token_ids | model.tokenizer.end_ids
         self._stop_ids = body.stop_ids(info.vocab_size, ends)
         self._sampling = body.sampling(info.defaults, info.vocab_size, None)
+        one = body.one_call
+        self.wanted = wanted(body.answer(), asked.choice, asked.tools, self._tokenizer, one=one)
 
-    def plan(self, prompt: Prompt) -> Plan:
+    def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """The whole. Raises ApiError where the context does not last."""
         most = self._most(len(prompt.tokens))
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
+        return Plan(
+            prompt,
+            most,
+            self._sampling,
+            self._stop_ids,
+            output,
+            self._variant,
+            self._body.thoughts().budget,
+            constraint(grammar, self._tokenizer, prompt),
+        )
 
     def _most(self, prompt: int) -> int:
-        wanted = self._body.max_tokens
         try:
-            return self._room.reply(prompt, wanted, "max_tokens", "messages")
+            return self._room.reply(prompt, self._body.max_tokens, "max_tokens", "messages")
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -198,17 +211,3 @@ class _Frame:
                 "service_tier": "standard",
             },
         }
-
-
-def refuse_forced(body: CountRequest) -> None:
-    """Refuses a tool choice that forces a call."""
-    if body.tool_choice is not None and body.tool_choice.type in ("any", "tool"):
-        message = "Forcing a call is not supported by this server; 'auto' and 'none' are."
-        raise bad_request(message, "tool_choice.type", "unsupported")
-
-
-def refuse_formats(body: CountRequest) -> None:
-    """Refuses a format of the answer."""
-    if body.output_config is not None and body.output_config.format is not None:
-        message = "Structured output is not supported by this server."
-        raise bad_request(message, "output_config.format", "unsupported")

@@ -5,6 +5,7 @@ Fields that are not listed, whichever beta they belong to, have no effect on a r
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,17 +14,20 @@ from .body import Refused
 from .chat import MOST_TOOLS
 from .errors import bad_request
 from .fields import REFUSED_ALIKE, GenerationFields, checked_stops
+from .structured import Answer, json_answer
 from .template_options import EFFORTS
+from .tool_choice import ToolChoice as Choice
+from .tool_choice import tool_choice
 
 LEAST_BUDGET = 1024  # tokens of thinking, as Anthropic has it
 TIERS = ("auto", "standard_only")
 THINKING = ("enabled", "adaptive", "between_tools", "disabled")
-CHOICES = ("auto", "any", "tool", "none")
+# How tool choices are called in OpenAI's dialect; a single tool is named.
+CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": None}
 
 REFUSED: Refused = REFUSED_ALIKE | {
     "mcp_servers": ([],),
     "n": (1,),
-    "output_format": (),
     "stop": (),
 }
 # Tools that Anthropic's own service runs. Nothing here could; a model that does not know of them
@@ -124,6 +128,7 @@ class CountRequest(GenerationFields, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = None  # where it was before output_config
     cache_control: dict[str, Any] | None = None
 
     @property
@@ -177,11 +182,29 @@ class CountRequest(GenerationFields, kw_only=True):
         tools = self.tools or []
         if len(tools) > MOST_TOOLS:
             raise bad_request(f"At most {MOST_TOOLS} tools are possible.", "tools")
-        offered = [_function(i, tool) for i, tool in enumerate(tools) if not tool.hosted]
-        choice = self.tool_choice
-        if choice is not None and choice.type not in CHOICES:
+        return [_function(i, tool) for i, tool in enumerate(tools) if not tool.hosted]
+
+    def choice(self, offered: Sequence[Mapping[str, Any]]) -> Choice:
+        """Whether and which of the tools are to be called. Raises ApiError."""
+        wanted = self.tool_choice
+        if wanted is None:
+            return Choice()
+        if wanted.type not in CHOICES:
             raise bad_request(f"type is one of {', '.join(CHOICES)}.", "tool_choice.type")
-        return [] if choice is not None and choice.type == "none" else offered
+        named = {"type": "function", "name": wanted.name}
+        return tool_choice(CHOICES[wanted.type] or named, offered)
+
+    def answer(self) -> Answer | None:
+        """The form that the answer must have. Raises ApiError."""
+        param = "output_config.format"
+        form = None if self.output_config is None else self.output_config.format
+        if form is None:
+            form, param = self.output_format, "output_format"
+        if form is None:
+            return super().answer()
+        if form.get("type") != "json_schema" or "schema" not in form:
+            raise bad_request("A format is of type json_schema and has a schema.", param)
+        return json_answer(param, form["schema"])
 
 
 class MessagesRequest(CountRequest, kw_only=True):

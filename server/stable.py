@@ -6,7 +6,7 @@ Prompts that differ in it would share no prefix. Each kind is counted, and all c
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -44,13 +44,14 @@ class Stable(NamedTuple):
         self.metrics.normalised("billing_header")
         return [new for new, old in zip(kept, blocks, strict=True) if new or not old]
 
-    def tools(self, tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def tools(self, tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Tools, as templates know them, with their schemas' keys in an order of their own."""
+        given = list(tools)
         if not self.enabled:
-            return list(tools)
-        kept = [canonical_tool(tool) for tool in tools]
+            return given
+        kept: list[Mapping[str, Any]] = [canonical_tool(tool) for tool in given]
         # Dictionaries are equal in any order; their text is not.
-        if _encode(kept) != _encode(list(tools)):
+        if _encode(kept) != _encode(given):
             self.metrics.normalised("tool_schema")
         return kept
 
@@ -60,7 +61,7 @@ def _without_header(block: str) -> str:
     return block[found.end() :] if found else block
 
 
-def canonical_tool(tool: dict[str, Any]) -> dict[str, Any]:
+def canonical_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """``tool`` with the keys of its schema in an order that depends on nothing but the schema."""
     function = dict(tool["function"])
     if isinstance(function.get("parameters"), dict):

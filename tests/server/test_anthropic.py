@@ -112,8 +112,9 @@ def test_context_that_is_used_up(sdk: Anthropic) -> None:
     messages = said(words(380, 504))
     prompt = sdk.messages.count_tokens(model=MODEL, messages=messages).input_tokens
     assert CONTEXT - 500 < prompt < CONTEXT
-    message = sdk.messages.create(
+    with sdk.messages.stream(
         messages=messages, max_tokens=32000, model=MODEL, extra_body={"ignore_eos": True}
-    )
+    ) as stream:
+        message = stream.get_final_message()
     assert message.stop_reason == "model_context_window_exceeded"
     assert prompt + message.usage.output_tokens == CONTEXT

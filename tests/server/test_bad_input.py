@@ -56,6 +56,13 @@ def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("no messages", chat(messages=[]), "messages", None),
     ("messages missing", {"model": MODEL}, "messages", None),
@@ -122,8 +129,6 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("top_logprobs below", chat(logprobs=True, top_logprobs=-1), "top_logprobs", None),
     ("top_logprobs alone", chat(top_logprobs=2), "top_logprobs", None),
     ("logprobs a number", chat(logprobs=3), "logprobs", None),
-    ("json mode", chat(response_format={"type": "json_object"}), "response_format", UNSUPPORTED),
-    ("guided", chat(guided_json={"type": "object"}), "guided_json", UNSUPPORTED),
     ("best_of", chat(best_of=2), "best_of", UNSUPPORTED),
     ("audio", chat(audio={"voice": "a", "format": "wav"}), "audio", UNSUPPORTED),
     ("modalities", chat(modalities=["text", "audio"]), "modalities", UNSUPPORTED),
@@ -156,7 +161,10 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ),
     ("functions", chat(functions=[{"name": "f"}]), "functions", UNSUPPORTED),
     ("draft model", chat(draft_model=3), "draft_model", None),
-    ("tool_choice", chat(tool_choice="required"), "tool_choice", UNSUPPORTED),
+    ("tool_choice", chat(tool_choice="required"), "tool_choice", None),
+    ("tool_choice of no use", chat(tool_choice={"type": "mcp"}), "tool_choice", None),
+    ("tool_choice unknown", chat(tools=TOOLS, tool_choice=named("g")), "tool_choice", None),
+    ("tool_choice forced", chat(tools=TOOLS, tool_choice=named("f")), "tool_choice", UNSUPPORTED),
     ("tool type", chat(tools=[{"type": "web", "function": {"name": "f"}}]), "tools[0]", None),
     ("tool nameless", chat(tools=[{"function": {}}]), "tools[0].function.name", None),
     ("effort", chat(reasoning_effort="heroic"), "reasoning_effort", None),

@@ -295,6 +295,36 @@ async def test_count_is_what_a_message_uses(http: httpx.AsyncClient, service: Sc
     assert response.json() == {"input_tokens": len(service.requests[-1].prompt)}
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [TOOL], "tool_choice": {"type": "any"}},
+        {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "look"}},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+    ],
+)
+async def test_what_is_forced_reaches_the_engine(
+    http: httpx.AsyncClient, service: Scripted, more: dict[str, Any]
+) -> None:
+    await http.post(ROUTE, json=body(**more))
+    constraint = service.requests[-1].constraint
+    assert constraint is not None
+    assert constraint.grammar is not None
+    assert ('"look"' in service.prompt) == ("tools" in more)
+
+
+async def test_thinking_budget_reaches_the_engine(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    await http.post(ROUTE, json=body(max_tokens=2000, thinking=thinking))
+    constraint = service.requests[-1].constraint
+    assert constraint is not None
+    assert constraint.budget == 1024
+    await http.post(ROUTE, json=body(thinking={"type": "adaptive"}))
+    assert service.requests[-1].constraint is None
+
+
 async def test_more_than_the_context_has_left_is_clipped(
     http: httpx.AsyncClient, service: Scripted
 ) -> None:
@@ -352,6 +382,11 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("tools.0.type", {"tools": [{"name": "bash", "type": "bash_20250124"}]}),
     ("tools", {"tools": [TOOL] * 10_000}),
     ("tool_choice.type", {"tool_choice": {"type": "perhaps"}}),
+    ("tool_choice", {"tool_choice": {"type": "any"}}),
+    ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "jump"}}),
+    ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "tool"}}),
+    ("output_config.format", {"output_config": {"format": {"type": "text"}}}),
+    ("output_format", {"output_format": {"type": "json_schema", "schema": 1}}),
     ("mcp_servers", {"mcp_servers": [{"type": "url", "url": "https://localhost"}]}),
     ("service_tier", {"service_tier": "gold"}),
     ("n", {"n": 2}),

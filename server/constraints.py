@@ -1,0 +1,118 @@
+"""From what a request asks of its replies' form to a compiled grammar.
+
+On the event loop; compiling happens on threads of its own, see ``compiling``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from engine.grammar import Grammar, GrammarError, Grammars
+from engine.steering import Constraint
+from engine.tokenizer import Prompt, Tokenizer
+from scheduler.live import LoadedModel
+
+from .call_rules import call_rules, can_force
+from .compiling import TooBusy, TooLong
+from .errors import ApiError, bad_request
+from .generation import TextThreads
+from .structured import Answer
+from .tool_choice import ToolChoice
+
+MOST_SOURCE = 2 << 20  # characters, of all tools together
+RETRY_AFTER = 5.0  # seconds
+
+
+class Wanted(NamedTuple):
+    """The Lark grammar of a reply, and of its ``parts`` by the fields that ask for them."""
+
+    source: str
+    parts: tuple[tuple[str, str], ...]
+
+
+def wanted(
+    answer: Answer | None,
+    choice: ToolChoice,
+    tools: Sequence[Mapping[str, Any]] | None,
+    tokenizer: Tokenizer,
+    *,
+    one: bool = False,
+) -> Wanted | None:
+    """What replies have to look like; None where anything will do. Raises ApiError.
+
+    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call.
+    """
+    if not choice.forced and answer is None:
+        return None
+    numbered = [(i, tool["function"]) for i, tool in enumerate(tools or ()) if choice.may(tool)]
+    if not numbered:
+        assert answer is not None
+        return Wanted(_whole(answer), ((answer.field, _whole(answer)),))
+    blamed = "tool_choice" if answer is None or choice.forced else answer.field
+    if not can_force(tokenizer):
+        message = f"{blamed}: this model's tool calls have a form that cannot be enforced."
+        raise bad_request(message, blamed, "unsupported")
+    calls = call_rules(tokenizer, numbered, one=one)
+    if len(calls) > MOST_SOURCE:
+        raise bad_request("The tools' schemas are too large to be enforced.", "tools")
+    forced = f"start: calls\n{calls}"
+    if choice.forced or answer is None:
+        return Wanted(forced, (("tools", forced),))
+    if answer.whole:
+        raise bad_request(f"{answer.field} cannot be combined with tools.", answer.field)
+    source = f"start: answer | calls\n{answer.rules}{calls}"
+    return Wanted(source, ((answer.field, _whole(answer)), ("tools", forced)))
+
+
+def _whole(answer: Answer) -> str:
+    return answer.rules if answer.whole else f"start: answer\n{answer.rules}"
+
+
+async def compiled(
+    threads: TextThreads, model: LoadedModel, wanted: Wanted | None
+) -> Grammar | None:
+    """The grammar, out of the cache or compiled in bounded time. Raises ApiError."""
+    if wanted is None:
+        return None
+    grammars = model.tokenizer.grammars
+    found = grammars.kept(wanted.source)
+    if found is not None:
+        return found
+    blamed = wanted.parts[0][0]
+    try:
+        if not grammars.ready:
+            await threads.compiling.run(grammars.tokenizer, limited=False)
+        return await threads.compiling.run(partial(_compile, grammars, wanted))
+    except GrammarError as error:
+        raise bad_request(f"{blamed} cannot be enforced: {error}", blamed) from error
+    except TooLong as error:
+        raise bad_request(f"{blamed} takes too long to compile.", blamed) from error
+    except TooBusy as error:
+        message = "Too many grammars are being compiled. Try again."
+        raise ApiError(503, message, "server_error", "grammars_busy", None, RETRY_AFTER) from error
+
+
+def _compile(grammars: Grammars, wanted: Wanted) -> Grammar:
+    """Compiles on a worker thread; what is wrong is put down to the part that has it."""
+    try:
+        return grammars.compile(wanted.source)
+    except GrammarError:
+        for field, source in wanted.parts if len(wanted.parts) > 1 else ():
+            try:
+                grammars.compile(source)
+            except GrammarError as error:
+                raise bad_request(f"{field} cannot be enforced: {error}", field) from error
+        raise
+
+
+def constraint(grammar: Grammar | None, tokenizer: Tokenizer, prompt: Prompt) -> Constraint | None:
+    """What a reply to ``prompt`` has to keep to."""
+    if grammar is None:
+        return None
+    barred = set(grammar.eos)
+    if tokenizer.tool_call is not None:
+        begin = tokenizer.special_token(tokenizer.tool_call[0])
+        barred |= set() if begin is None else {begin}
+    return Constraint(grammar, prompt.thoughts, barred=frozenset(barred))
