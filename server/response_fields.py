@@ -12,6 +12,7 @@ from .errors import bad_request
 from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, StreamOptions
 from .response_input import ITEMS_SCHEMA
 from .response_tools import TOOLS_SCHEMA
+from .structured import Answer, json_answer, json_object
 from .template_options import EFFORTS
 
 SUMMARIES = ("auto", "concise", "detailed", "none")
@@ -31,7 +32,9 @@ REFUSED: Refused = REFUSED_ALIKE | {
     "moderation": (),
     "n": (1,),
     "prompt": (),
+    "response_format": ({"type": "text"},),
 }
+FORMAT = "text.format"
 
 
 class ResponseStreamOptions(StreamOptions):
@@ -98,6 +101,17 @@ class ResponseRequest(GenerationFields, kw_only=True):
         wanted = LOGPROBS in (self.include or ())
         return (self.top_logprobs or 0) if wanted or self.top_logprobs else None
 
+    def answer(self) -> Answer | None:
+        """The form that the answer must have."""
+        other = super().answer()
+        format = self.text.format if self.text is not None else None
+        if format is None or format.get("type") == "text":
+            return other
+        if other is not None or self.ignore_eos:
+            field = "ignore_eos" if other is None else other.field
+            raise bad_request(f"{field} contradicts {FORMAT}.", field)
+        return _format(format)
+
     def check(self) -> None:
         """Refuses values that are out of range. Raises ApiError 400."""
         super().check()
@@ -132,6 +146,18 @@ class ResponseRequest(GenerationFields, kw_only=True):
                     "include",
                     "unsupported",
                 )
+
+
+def _format(format: dict[str, Any]) -> Answer:
+    """What ``text.format`` asks for. Raises ApiError 400."""
+    kind = format.get("type")
+    if kind == "json_object":
+        return json_object(FORMAT)
+    if kind != "json_schema":
+        raise bad_request(f"The type of {FORMAT} is text, json_object or json_schema.", FORMAT)
+    if "schema" not in format:
+        raise bad_request(f"{FORMAT} needs a schema.", FORMAT)
+    return json_answer(FORMAT, format["schema"], lenient=format.get("strict") is False)
 
 
 def _one_of(name: str, value: str | None, words: tuple[str, ...]) -> None:

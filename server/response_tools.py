@@ -13,7 +13,7 @@ import msgspec
 
 from .body import convert
 from .errors import bad_request
-from .unenforced import shown
+from .tool_choice import tool_choice
 
 MOST_TOOLS = 1024
 MOST_NAME = 256  # characters
@@ -99,8 +99,8 @@ class Toolbox:
         for i, tool in enumerate(tools):
             self._add(tool, f"tools[{i}]", None)
         self.all = list(self._offered.values())
-        self.choice = self._translated(choice)
-        self.offered = shown(self.choice, self.all)
+        self.choice = tool_choice(self._translated(choice), self.all)
+        self.offered = self.choice.shown(self.all)
 
     def known(self, flat: str) -> Known:
         """What the model's name for a tool means to the client."""

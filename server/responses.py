@@ -8,6 +8,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.grammar import Grammar
 from engine.tokenizer import Prompt, PromptError
 from engine.variant import Variant
 from scheduler.live import LoadedModel
@@ -17,6 +18,7 @@ from .auth import tenant_of
 from .body import read_json
 from .caller import Caller, caller_of
 from .clients import ClientGone, while_connected
+from .constraints import compiled, constraint, wanted
 from .dialect import CLIENT_CLOSED, Dialect, encode
 from .errors import ApiError, bad_request
 from .fields import Room
@@ -34,7 +36,6 @@ from .response_stream import ResponseStream
 from .response_tools import Toolbox
 from .stable import Stable
 from .template_options import template_options
-from .unenforced import refuse_format
 
 
 class Responses(Dialect):
@@ -58,9 +59,11 @@ class Responses(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, asked, variant, room, self.stable(served))
+            grammar = await compiled(self.threads, model, plan.wanted)
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"resp_{uuid.uuid4().hex}"
-            generation = submit(service, served, places, [plan.plan(prompt)], 1, name, caller)
+            plans = [plan.plan(prompt, grammar)]
+            generation = submit(service, served, places, plans, 1, name, caller)
         response = ResponseObject(name, body, caller.tier, plan.sampling)
         items = Items(asked.tools, encrypted=body.encrypted)
         place = Place(self._store, caller.tenant.name, body.stored, asked.items, asked.new)
@@ -104,7 +107,6 @@ class Responses(Dialect):
     def _asked(self, body: ResponseRequest, caller: Caller) -> _Asked:
         """The conversation and the tools of a request. Raises ApiError 400, 404."""
         tenant = caller.tenant.name
-        refuse_format(body.text.format if body.text else None, "text.format")
         before: list[Item] = []
         if body.previous_response_id is not None:
             stored = self._store.find(tenant, body.previous_response_id)
@@ -158,6 +160,8 @@ class _Plan:
         self.sampling = body.sampling(info.defaults, info.vocab_size, body.logprobs)
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
+        tools, one = asked.tools, body.parallel_tool_calls is False
+        self.wanted = wanted(body.answer(), tools.choice, tools.all, self._tokenizer, one=one)
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
@@ -167,12 +171,20 @@ class _Plan:
         except PromptError as error:
             raise bad_request(str(error), "input") from error
 
-    def plan(self, prompt: Prompt) -> Plan:
+    def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         wanted = self._body.max_output_tokens
         most = self._room.reply(len(prompt.tokens), wanted, "max_output_tokens", "input")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self.sampling, self._stop_ids, output, self._variant)
+        return Plan(
+            prompt,
+            most,
+            self.sampling,
+            self._stop_ids,
+            output,
+            self._variant,
+            constraint=constraint(grammar, self._tokenizer, prompt),
+        )
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(

@@ -168,6 +168,23 @@ async def test_allowed_and_no_tools(http: httpx.AsyncClient, service: Scripted) 
     assert '"look"' not in service.prompt
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "name": "read__all", "namespace": "mcp__files"},
+        {"type": "function", "name": "read__all"},
+        {"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}, TOOL]},
+    ],
+)
+async def test_forced_calls_constrain_the_reply(
+    http: httpx.AsyncClient, service: Scripted, choice: Any
+) -> None:
+    await whole(http, tools=[TOOL, NAMESPACE], tool_choice=choice)
+    assert service.requests[-1].constraint is not None
+    assert '"look"' in service.prompt and "read__all" in service.prompt
+
+
 # what goes in
 
 
@@ -269,6 +286,16 @@ async def test_continued_by_id(http: httpx.AsyncClient, service: Scripted) -> No
             "stream_options.include_obfuscation",
         ),
         ({"temperature": -1}, "temperature"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        (
+            {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"choice": ["a"]}},
+            "structured_outputs",
+        ),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "no"}}, "tool_choice.name"),
         ({"tools": [{"type": "shell"}]}, "tools[0].type"),
         ({"tools": [{"type": ["function"]}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),

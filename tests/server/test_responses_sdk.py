@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -15,8 +16,8 @@ from .support import MODEL, idle, poll, scrape, words
 LONG = 1800  # tokens: long enough that a reply is still running when it is cancelled
 
 
-def ask(text: str, **more: Any) -> dict[str, Any]:
-    return {"model": MODEL, "input": text, "max_output_tokens": 8, "temperature": 0} | more
+def ask(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "input": prompt, "max_output_tokens": 8, "temperature": 0} | more
 
 
 def endless(seed: int) -> dict[str, Any]:
@@ -52,6 +53,22 @@ def test_raw_bodies_pass_strict_validation(http: httpx.Client) -> None:
         logprobs = output[0]["content"][0]["logprobs"]
         assert logprobs
         assert all(len(entry["top_logprobs"]) == 2 for entry in logprobs)
+
+
+def test_text_by_a_schema(client: OpenAI) -> None:
+    fields = {"type": "string", "enum": ["red", "green", "blue"]}
+    schema = {
+        "type": "object",
+        "properties": {"colour": fields},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "name": "colours", "schema": schema, "strict": True}
+    body = ask("pick one", text={"format": form}, max_output_tokens=100)
+    response = client.responses.create(**body)
+    assert response.status == "completed"
+    assert json.loads(response.output_text)["colour"] in fields["enum"]
+    checked(response.model_dump(by_alias=True, exclude_unset=True))
 
 
 def test_stored_continued_and_deleted(client: OpenAI) -> None:
