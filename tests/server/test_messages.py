@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -474,3 +475,42 @@ async def test_head_and_models(http: httpx.AsyncClient) -> None:
         refused = await http.get(f"/v1/models?{query}", headers=headers)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
     assert (await http.get("/v1/models")).json()["object"] == "list"
+
+
+@pytest.mark.parametrize("depth", [150, 400, 5000, 100_000])
+@pytest.mark.parametrize("field", ["tools", "messages", "metadata"])
+async def test_deep_bodies_are_answered_at_once(
+    http: httpx.AsyncClient, field: str, depth: int
+) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    given = {
+        "tools": f'[{{"name": "x", "input_schema": {deep}}}]',
+        "messages": f'[{{"role": "assistant", "content": [{{"type": "tool_use", "id": "a", '
+        f'"name": "x", "input": {deep}}}]}}]',
+        "metadata": deep,
+    }[field]
+    began = time.perf_counter()
+    fields = body()
+    fields.pop(field, None)
+    text = json.dumps(fields)[:-1] + f', "{field}": {given}}}'
+    response = await http.post(ROUTE, content=text, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400), response.text
+    if response.status_code == 400:
+        assert field in response.json()["error"]["param"]
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("where", ["system", "messages", "stop_sequences"])
+async def test_lone_surrogates_are_refused(http: httpx.AsyncClient, where: str) -> None:
+    half = "\\ud800"
+    given = {
+        "system": f'"{half}"',
+        "messages": f'[{{"role": "user", "content": "{half}"}}]',
+        "stop_sequences": f'["{half}"]',
+    }[where]
+    fields = body()
+    fields.pop(where, None)
+    text = json.dumps(fields)[:-1] + f', "{where}": {given}}}'
+    response = await http.post(ROUTE, content=text, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert where in response.json()["error"]["param"]
