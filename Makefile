@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint types bench oracle train clean
+.PHONY: setup serve test lint types bench oracle schemas train clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ bench: setup
 
 oracle: setup
 	$(BIN)/python -m tests.conversations $(ARGS)
+
+schemas: setup
+	$(BIN)/python -m tests.structured $(ARGS)
 
 # Both cores are kept busy by a batch each.
 train: setup

@@ -6,6 +6,7 @@ nothing constrains have none. Owned by the engine thread.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from .grammar import Grammar
 from .thoughts import Thinking, Thoughts
+
+log = logging.getLogger("commons.engine")
 
 Mask = NDArray[np.int32]
 """One bit for each token id, set where it may come."""
@@ -146,6 +149,7 @@ class Steering:
         mask = np.zeros(self.words, np.int32)
         self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if self.matcher.is_error() or not mask.any():
+            log.warning("a grammar failed: %s", self.matcher.get_error()[:500])
             self.end = "error"
             return None
         if thinking is not None and thinking.phase == "opening":

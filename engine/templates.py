@@ -157,7 +157,7 @@ class ChatTemplate:
             variables = harmony.variables(variables)
             messages = harmony.shaped(messages)
         try:
-            return self._text([_plain(m) for m in messages], variables, continued)
+            text = self._text([_plain(m) for m in messages], variables, continued)
         except PromptError:
             raise
         except RecursionError as error:
@@ -166,6 +166,8 @@ class ChatTemplate:
         except FAULTS as error:
             line = " ".join(str(error).split())[:300]
             raise PromptError(f"The chat template refuses these messages: {line}") from error
+        # A model may have written half a surrogate pair as an escape in a call's arguments.
+        return text.encode("utf-8", "replace").decode("utf-8")
 
     def _text(self, messages: list[Message], variables: dict[str, Any], continued: bool) -> str:
         if self._wrapper._chat_template is not None or self._foreign:

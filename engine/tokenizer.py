@@ -128,11 +128,10 @@ class Tokenizer:
         parser = self._wrapper.tool_parser if self.tool_call is not None else None
         return "" if parser is None else str(parser.__module__).rpartition(".")[2]
 
-    def special_token(self, text: str) -> int | None:
-        """The id of a token that ``text`` is by itself and that no other text can come to."""
+    def added_token(self, text: str) -> int | None:
+        """The id of the token that ``text`` is by itself, as markers are; None for other text."""
         token = None if self._fast is None else self._fast.token_to_id(text)
-        added = {} if token is None else self._fast.get_added_tokens_decoder()
-        return token if token in added and added[token].special else None
+        return token if token in self._inner.added_tokens_decoder else None
 
     def _thoughts(self, text: str, thinking: bool, continued: bool) -> Thoughts | None:
         """How thoughts are marked in the reply to a rendered prompt."""

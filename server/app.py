@@ -24,9 +24,11 @@ from .generation import TextThreads
 from .messages import Messages
 from .model_admin import ModelAdmin
 from .models import Models
+from .openapi import openapi
 from .ops import Ops
 from .rate_limits import RateLimitHeaders
 from .reload import ReloadAdmin, Reloader
+from .responses import Responses
 from .usage_admin import UsageAdmin
 from .usage_store import UsageStore
 
@@ -50,6 +52,7 @@ def create_app(
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
+    responses = Responses(service, threads, default_max_tokens)
     messages = Messages(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
@@ -58,6 +61,11 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
+        Route("/v1/responses", responses.post, methods=["POST"]),
+        Route("/v1/responses/{response}", responses.get),
+        Route("/v1/responses/{response}", responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{response}/cancel", responses.cancel, methods=["POST"]),
+        Route("/v1/responses/{response}/input_items", responses.input_items),
         Route("/v1/messages", messages.post, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
         Route("/v1/models", models.all),
@@ -76,6 +84,7 @@ def create_app(
         Route("/health", ops.health),
         Route("/ready", ops.ready),
         Route("/metrics", ops.metrics),
+        Route("/openapi.json", openapi),
     ]
     app = Starlette(routes=routes, exception_handlers=dict(exception_handlers))
     app.router.redirect_slashes = False

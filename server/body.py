@@ -48,13 +48,9 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
         fields = msgspec.json.decode(body)
         if isinstance(fields, dict):
             _refuse(fields, refused)
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
+        return convert(fields, kind)
     except UnicodeDecodeError as error:
-        message, param = f"The body is not UTF-8: {error}.", field_at(body, error.start)
-        raise bad_request(message, param) from error
+        raise bad_request("The body is not UTF-8.", _not_utf8(body)) from error
     except msgspec.DecodeError as error:
         message = f"The body is not valid JSON: {error}."
         raise bad_request(message, _unpaired(body)) from error
@@ -63,11 +59,30 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
         raise bad_request("The body is nested too deeply.", param) from error
 
 
+def convert(value: Any, kind: type[T], where: str = "") -> T:
+    """``value``, a part of a body found at ``where``, as a ``kind``. Raises ApiError 400."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        field = ".".join(filter(None, [where, _field(message)])).replace(".[", "[")
+        raise bad_request(f"{AT_PATH.sub('', message)}.", field or None) from error
+
+
 def _field(message: str) -> str | None:
     """The field that msgspec complains of; one that is missing has no path of its own."""
     path, missing = AT_PATH.search(message), MISSING.search(message)
     names = [path[1].removeprefix("$") if path else "", missing[1] if missing else ""]
     return ".".join(filter(None, names)).removeprefix(".") or None
+
+
+def _not_utf8(body: bytes) -> str | None:
+    """The field with bytes that are no UTF-8; the parser tells their place in a string alone."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return field_at(body, error.start)
+    return None
 
 
 def _unpaired(body: bytes) -> str | None:

@@ -34,7 +34,7 @@ def can_force(tokenizer: Tokenizer) -> bool:
 
 
 def _marker(tokenizer: Tokenizer, text: str) -> str:
-    token = tokenizer.special_token(text)
+    token = tokenizer.added_token(text)
     return quoted(text) if token is None else f"<[{token}]>"
 
 

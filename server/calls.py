@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,12 @@ from .json_call import JsonCall
 
 logger = logging.getLogger("commons.server")
 
-MOST_CALL = 1 << 20  # characters; the parsers get no longer text
+MOST_CALL = 1 << 20  # characters of a call in JSON
+# In other formats, whose parsers search a malformed text over and over while streams wait.
+MOST_SEARCHED = 1 << 17
+
+# What may be a function's name though none of that name is offered; some parsers take any text.
+NAME = re.compile(r"[^\s<>{}()\[\]\"']{1,128}")
 
 Read = tuple[str, str]  # name and arguments of a call
 
@@ -41,6 +47,7 @@ class Calls:
         self.is_open = False
         self._tokenizer = tokenizer
         self._tools = tools
+        self._offered = {tool["function"]["name"] for tool in tools}
         self._one = one
         self._incremental = incremental
         self._name = ""
@@ -68,7 +75,8 @@ class Calls:
             return NOTHING if self._sent else Delta(text=text)
         self._text.append(text)
         self._size += len(text)
-        if self._size > MOST_CALL:
+        in_json = self._name or self._tokenizer.json_calls
+        if self._size > (MOST_CALL if in_json else MOST_SEARCHED):
             self._too_long = True
             return self._unreadable("is too long")
         if not self._incremental:
@@ -104,12 +112,10 @@ class Calls:
 
     def _scanned(self, text: str) -> Delta:
         self._scan.add(text)
-        if self._scan.name is None:
+        if self._scan.name is None or not self._possible(self._scan.name):
             return NOTHING
-        if not self._sent:
-            first = self._first(self._scan.name)
-            return Delta.joined([first, self._more(self._scan.take())])
-        return self._more(self._scan.take())
+        first = NOTHING if self._sent else self._first(self._scan.name)
+        return Delta.joined([first, self._more(self._scan.take())])
 
     def _first(self, name: str) -> Delta:
         self._sent = True
@@ -130,9 +136,13 @@ class Calls:
                 named = isinstance(json.loads(arguments), dict)
                 return [(sound(self._name), sound(arguments))] if named else []
             parsed = self._tokenizer.parse_tool_call(text, self._tools)
-            return [(sound(c["name"]), sound(tool_arguments(c["arguments"]))) for c in parsed]
+            read = [(sound(c["name"]), sound(tool_arguments(c["arguments"]))) for c in parsed]
         except (ValueError, TypeError, RecursionError):
             return []
+        return read if all(self._possible(name) for name, _ in read) else []
+
+    def _possible(self, name: str) -> bool:
+        return name in self._offered or NAME.fullmatch(name) is not None
 
     def _checked(self, read: list[Read]) -> Delta:
         """Closes a call that was sent in pieces: what it lacks, where that can still be said."""

@@ -113,6 +113,6 @@ def constraint(grammar: Grammar | None, tokenizer: Tokenizer, prompt: Prompt) ->
         return None
     barred = set(grammar.eos)
     if tokenizer.tool_call is not None:
-        begin = tokenizer.special_token(tokenizer.tool_call[0])
+        begin = tokenizer.added_token(tokenizer.tool_call[0])
         barred |= set() if begin is None else {begin}
     return Constraint(grammar, prompt.thoughts, barred=frozenset(barred))

@@ -17,86 +17,85 @@ class JsonCall:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._text = ""
         self._depth = 0
         self._over = False  # no object, or all of it has been seen
-        self._quote: int | None = None  # where the string begins that the text is in
+        self._in_string = False
         self._escaped = False
-        self._string = ""  # the last whole string of the outer object, as written
+        self._string: list[str] = []  # of the outer object, as written: under way, or the last
         self._key = ""  # whose value is next or under way
-        self._begin: int | None = None
-        self._end: int | None = None
-        self._taken = 0
+        self._given = False  # whether arguments have begun
+        self._in_arguments = False
+        self._arguments: list[str] = []  # seen and not taken
 
     def add(self, text: str) -> None:
         """Goes on with ``text``."""
-        at = len(self._text)
-        self._text += text
-        for i in range(at, len(self._text)):
+        begin = 0  # of what is part of the arguments, where the text is inside them
+        for i, char in enumerate(text):
             if self._over:
-                return
-            self._step(i, self._text[i])
+                break
+            inside = self._in_arguments
+            self._step(char)
+            if self._in_arguments and not inside:
+                begin = i
+            elif inside and not self._in_arguments:
+                self._arguments.append(text[begin : i + 1])
+        if self._in_arguments:
+            self._arguments.append(text[begin:])
 
     def take(self) -> str:
         """The next piece of the arguments; "" while the name is not there.
 
         Arguments that are no object are not given in pieces.
         """
-        if self.name is None or self._begin is None:
+        if self.name is None:
             return ""
-        end = len(self._text) if self._end is None else self._end
-        start = max(self._begin, self._taken)
-        self._taken = end
-        return self._text[start:end]
+        piece = "".join(self._arguments)
+        self._arguments.clear()
+        return piece
 
-    def _step(self, i: int, char: str) -> None:
-        if self._quote is not None:
-            self._in_string(i, char)
+    def _step(self, char: str) -> None:
+        if self._in_string:
+            self._inside(char)
         elif char == '"':
-            if not self._depth:
-                self._over = True
-            self._quote = i
+            self._in_string, self._string = True, ['"']
+            self._over = not self._depth
         elif char in "{[":
-            self._open(i, char)
+            self._open(char)
         elif char in "}]":
-            self._close(i)
+            self._close()
         elif self._depth == 1 and char == ":":
-            self._key = self._string
+            self._key = "".join(self._string)
         elif self._depth == 1 and char == ",":
             self._key = ""
         elif not self._depth and not char.isspace():
             self._over = True
 
-    def _in_string(self, i: int, char: str) -> None:
+    def _inside(self, char: str) -> None:
+        if self._depth == 1:
+            self._string.append(char)
         if self._escaped:
             self._escaped = False
         elif char == "\\":
             self._escaped = True
         elif char == '"':
-            assert self._quote is not None
-            if self._depth == 1:
-                self._ended(self._text[self._quote : i + 1])
-            self._quote = None
+            self._in_string = False
+            if self._depth == 1 and self._key == '"name"' and self.name is None:
+                self._named()
 
-    def _ended(self, string: str) -> None:
-        """A string of the outer object has ended: a key, or the value of one."""
-        if not self._key:
-            self._string = string
-        elif self._key == '"name"' and self.name is None:
-            try:
-                self.name = str(json.loads(string))
-            except ValueError:
-                self._over = True
+    def _named(self) -> None:
+        try:
+            self.name = str(json.loads("".join(self._string)))
+        except ValueError:
+            self._over = True
 
-    def _open(self, i: int, char: str) -> None:
+    def _open(self, char: str) -> None:
         if not self._depth and char == "[":
             self._over = True
-        if self._depth == 1 and self._key == '"arguments"' and char == "{" and self._begin is None:
-            self._begin = i
+        if self._depth == 1 and char == "{" and self._key == '"arguments"' and not self._given:
+            self._given = self._in_arguments = True
         self._depth += 1
 
-    def _close(self, i: int) -> None:
+    def _close(self) -> None:
         self._depth -= 1
-        if self._depth == 1 and self._begin is not None and self._end is None:
-            self._end = i + 1
+        self._in_arguments = self._in_arguments and self._depth > 1
         self._over = self._depth <= 0

@@ -16,6 +16,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from .errors import ApiError, bad_request
+from .formats import exact
 
 MOST_SCHEMA = 256 << 10  # bytes, as JSON
 MOST_NODES = 20_000
@@ -103,7 +104,7 @@ def json_rule(field: str, schema: Any, *, lenient: bool = False) -> str:
         raise bad_request(f"{field}: a schema must be an object.", field)
     _check(field, schema)
     options = {"whitespace_pattern": BLANKS, "lenient": lenient, "coerce_one_of": lenient}
-    text = json.dumps(schema | {"x-guidance": options})
+    text = json.dumps(exact(schema) | {"x-guidance": options})
     if len(text) > MOST_SCHEMA:
         raise bad_request(f"{field}: the schema is larger than {MOST_SCHEMA >> 10} KiB.", field)
     return f"%json {text}"

@@ -25,7 +25,7 @@ Schema = dict[str, Any]
 MOST_TOKENS = 700
 CONTEXT = 2048
 PATTERNS = ("^[a-c]{1,4}$", "^x[0-9]+y$", "^(on|off)$", "^[A-Z][a-z]{0,3}-[0-9]{2}$", "ab?c")
-FORMATS = ("date", "time", "uuid", "ipv4")
+FORMATS = ("date", "time", "date-time", "uuid", "ipv4")
 WORDS = ("a", "red", "two words", 'with "quotes"', "é", "", "new\nline", "日本")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from .scripted import Scripted
@@ -16,7 +17,10 @@ from .support import chunks
 pytestmark = pytest.mark.anyio
 
 ROUTE = "/v1/chat/completions"
-TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object"}},
+}
 CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
 
 
@@ -79,6 +83,28 @@ async def test_tool_call(http: httpx.AsyncClient, service: Scripted) -> None:
     assert '"name": "look"' in service.prompt
 
 
+async def test_arguments_reach_the_sdk_as_they_are_written(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says, service.apart = f"Let me see.{CALL}", True
+    tool: Any = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+    said: Any = body()["messages"]
+    async with AsyncOpenAI(base_url="http://server/v1", api_key="-", http_client=http) as client:
+        asked = client.chat.completions.stream(model="m", messages=said, tools=[tool])
+        async with asked as stream:
+            pieces = [
+                event.arguments_delta
+                async for event in stream
+                if event.type == "tool_calls.function.arguments.delta"
+            ]
+            choice = (await stream.get_final_completion()).choices[0]
+    assert len(pieces) > 4
+    assert "".join(pieces) == '{"x": "é"}'
+    assert (choice.message.content, choice.finish_reason) == ("Let me see.", "tool_calls")
+    (call,) = choice.message.tool_calls or ()
+    assert (call.function.name, call.function.parsed_arguments) == ("look", {"x": "é"})
+
+
 async def test_text_and_two_calls(http: httpx.AsyncClient, service: Scripted) -> None:
     service.says = f"Let me see.{CALL}\n{CALL}"
     choice = await whole(http)
@@ -124,6 +150,21 @@ async def test_half_a_call_of_a_stream_is_no_call_to_make(
     choice = await whole(http)
     assert choice["message"]["content"] == '{"name": "look", "arguments": {"x": '
     assert choice["finish_reason"] == "stop"
+
+
+async def test_half_a_surrogate_pair_in_an_earlier_call_does_no_harm(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = "ok"
+    function = {"name": "look", "arguments": '{"x": "\\ud800"}'}
+    call = {"id": "c1", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "seen"},
+    ]
+    await whole(http, messages=messages)
+    assert '{"x": "?"}' in service.prompt
 
 
 async def test_thoughts_are_counted_in_usage(http: httpx.AsyncClient, service: Scripted) -> None:
