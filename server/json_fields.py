@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 
-TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]', re.DOTALL)
+# A string that does not end is one token too: from its quotes no search begins anew.
+TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[{}\[\],:]', re.DOTALL)
 MOST_SCANNED = 1 << 20  # bytes; what is further on is not looked for
+MOST_TOKENS = 100_000  # nor what is behind more of them
 NAME = re.compile(rb'"([\w-]{1,64})"', re.ASCII)
 
 
 def field_at(body: bytes, position: int) -> str | None:
     """The outermost field whose value is at ``position``."""
-    return _field(body[: min(position + 1, MOST_SCANNED)], None)
+    return _field(body[: position + 1], None) if position < MOST_SCANNED else None
 
 
 def deep_field(body: bytes, depth: int) -> str | None:
@@ -21,7 +23,9 @@ def deep_field(body: bytes, depth: int) -> str | None:
 
 def _field(body: bytes, most: int | None) -> str | None:
     depth, key, last = 0, None, b""
-    for found in TOKEN.finditer(body):
+    for number, found in enumerate(TOKEN.finditer(body)):
+        if number == MOST_TOKENS:
+            return None
         token = found[0]
         if token in b"{[":
             depth += 1
