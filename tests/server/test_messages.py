@@ -11,18 +11,13 @@ import pytest
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from scheduler.events import Event, Finished
-from scheduler.streams import QueueFull
-from server.generation import Choice, Piece
 from server.messages_reply import SIGNATURE
-from server.messages_stream import MessageEvents
 
+from .messages import ROUTE, TOOL, body, parsed
 from .scripted import Scripted
 
 pytestmark = pytest.mark.anyio
 
-ROUTE = "/v1/messages"
-TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}
 CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 
@@ -39,11 +34,6 @@ async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def body(**more: Any) -> dict[str, Any]:
-    said = [{"role": "user", "content": "go"}]
-    return {"model": "m", "max_tokens": 64, "messages": said} | more
-
-
 async def whole(http: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
     response = await http.post(ROUTE, json=body(**more))
     assert response.status_code == 200, response.text
@@ -51,17 +41,6 @@ async def whole(http: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
     Message.model_validate_json(response.content, strict=True)
     message: dict[str, Any] = response.json()
     return message
-
-
-def parsed(text: str) -> list[dict[str, Any]]:
-    """The events of a stream, each under the name of its type."""
-    events = []
-    for frame in text.removesuffix("\n\n").split("\n\n"):
-        name, data = frame.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        events.append(event)
-    return events
 
 
 async def streamed(http: httpx.AsyncClient, **more: Any) -> list[dict[str, Any]]:
@@ -331,135 +310,6 @@ async def test_more_than_the_context_has_left_is_clipped(
     await whole(http, max_tokens=32000)
     request = service.requests[-1]
     assert request.max_tokens == 4096 - len(request.prompt)
-
-
-BAD: list[tuple[str, dict[str, Any]]] = [
-    ("max_tokens", {"max_tokens": None}),
-    ("max_tokens", {"max_tokens": 0}),
-    ("messages", {"messages": []}),
-    ("messages.0.role", {"messages": [{"role": "tool", "content": "x"}]}),
-    ("messages.0.content", {"messages": [{"role": "user", "content": 1}]}),
-    ("messages.0.content", {"messages": [{"role": "user", "content": []}]}),
-    ("messages.0.content.0.type", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
-    ("messages.0.content.0.text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
-    (
-        "messages.0.content.0.content.0.type",
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}
-                    ],
-                }
-            ]
-        },
-    ),
-    (
-        "messages.0.content.0.source",
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}
-            ]
-        },
-    ),
-    (
-        "messages.0.content.0.id",
-        {"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}]},
-    ),
-    ("system.0.type", {"system": [{"type": "image"}]}),
-    ("temperature", {"temperature": -1}),
-    ("top_p", {"top_p": 2}),
-    ("top_k", {"top_k": -2}),
-    ("stop_sequences", {"stop_sequences": [""]}),
-    ("thinking.type", {"thinking": {"type": "hard"}}),
-    ("thinking.budget_tokens", {"thinking": {"type": "enabled"}}),
-    ("thinking.budget_tokens", {"thinking": {"type": "enabled", "budget_tokens": 1023}}),
-    ("thinking.budget_tokens", {"thinking": {"type": "enabled", "budget_tokens": 2048}}),
-    ("output_config.effort", {"output_config": {"effort": "heroic"}}),
-    ("tools.0.name", {"tools": [{"input_schema": {}}]}),
-    ("tools.0.input_schema", {"tools": [{"name": "x"}]}),
-    ("tools.0.type", {"tools": [{"name": "bash", "type": "bash_20250124"}]}),
-    ("tools", {"tools": [TOOL] * 10_000}),
-    ("tool_choice.type", {"tool_choice": {"type": "perhaps"}}),
-    ("tool_choice", {"tool_choice": {"type": "any"}}),
-    ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "jump"}}),
-    ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "tool"}}),
-    ("output_config.format", {"output_config": {"format": {"type": "text"}}}),
-    ("output_format", {"output_format": {"type": "json_schema", "schema": 1}}),
-    ("mcp_servers", {"mcp_servers": [{"type": "url", "url": "https://localhost"}]}),
-    ("service_tier", {"service_tier": "gold"}),
-    ("n", {"n": 2}),
-    ("stop", {"stop": "x"}),
-]
-
-
-@pytest.mark.parametrize(("param", "more"), BAD, ids=[param for param, _ in BAD])
-async def test_bad_input_is_named(
-    http: httpx.AsyncClient, service: Scripted, param: str, more: dict[str, Any]
-) -> None:
-    response = await http.post(ROUTE, json=body(**more))
-    assert response.status_code == 400, response.text
-    answer = response.json()
-    assert answer.keys() == {"type", "error", "request_id"}
-    assert answer["request_id"] == response.headers["request-id"]
-    assert (answer["type"], answer["error"]["type"]) == ("error", "invalid_request_error")
-    assert answer["error"]["param"] == param
-    assert answer["error"]["message"].startswith(f"{param}: ")
-    assert not service.requests
-
-
-async def test_too_long_a_prompt_is_told_in_anthropics_words(http: httpx.AsyncClient) -> None:
-    response = await http.post(ROUTE, json=body(system="long " * 5000))
-    message = response.json()["error"]["message"]
-    count = (await http.post(f"{ROUTE}/count_tokens", json=body(system="long " * 5000))).json()
-    assert response.status_code == 400
-    assert message == f"prompt is too long: {count['input_tokens']} tokens > 4095 maximum"
-
-
-async def test_errors_have_anthropics_shape(
-    http: httpx.AsyncClient, service: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unknown = await http.post(ROUTE, json=body(model="x"))
-    assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
-    nowhere = await http.get(f"{ROUTE}/nowhere")
-    assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "not_found_error")
-    text = await http.post(ROUTE, content=b"{}", headers={"content-type": "text/plain"})
-    assert (text.status_code, text.json()["type"]) == (415, "error")
-
-    def full(*_: Any) -> None:
-        raise QueueFull
-
-    monkeypatch.setattr(service, "reserve", full)
-    busy = await http.post(ROUTE, json=body())
-    assert (busy.status_code, busy.json()["error"]["type"]) == (529, "overloaded_error")
-
-
-async def test_error_in_a_stream(
-    http: httpx.AsyncClient, service: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[Event] = []
-    dispatch, write = service._dispatch, MessageEvents.piece
-
-    def but_for_the_end(events: list[Event]) -> None:
-        ends = [e for e in events if isinstance(e, Finished)]
-        kept.extend(ends)
-        if not ends:
-            dispatch(events)
-
-    def then_fails(self: MessageEvents, choice: Choice, piece: Piece) -> bytes:
-        dispatch(kept)
-        return write(self, choice, piece)
-
-    monkeypatch.setattr(service, "_dispatch", but_for_the_end)
-    monkeypatch.setattr(MessageEvents, "piece", then_fails)
-    service.says, service.fails_after = "one two three", 2
-    response = await http.post(ROUTE, json=body(stream=True))
-    events = parsed(response.text)
-    assert [e["type"] for e in events[:3]] == ["message_start", "ping", "content_block_start"]
-    assert events[-1]["type"] == "error"
-    assert events[-1]["error"] == {"type": "overloaded_error", "message": "The engine failed."}
-    assert events[-1]["request_id"] == response.headers["request-id"]
 
 
 async def test_head_and_models(http: httpx.AsyncClient) -> None:
