@@ -11,18 +11,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
 from tokenizers.decoders import DecodeStream
 
 from cache.loan import NOBODY
 
 from .grammar import Grammars
+from .harmony import end_ids, is_harmony
+from .infill import Infill, infill_of
 from .segments import SegmentedEncoder
+from .templates import ChatTemplate, Message, PromptError, Tools
 from .thoughts import Phase, Thoughts
 
-Message = dict[str, Any]
-Tools = Sequence[Mapping[str, Any]]
+__all__ = ["Detokenizer", "Message", "Prompt", "PromptError", "Tokenizer", "Tools"]
 
 # Two questions that differ in their first letter: what prompts with either have in common ends
 # where the system prompt ends, whatever the template puts around it.
@@ -30,10 +31,8 @@ PROBES = ("A", "z")
 # Likewise for a plain text, to whose last token any of these might be joined.
 CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
-
-
-class PromptError(ValueError):
-    """Messages that the model's template refuses; the text may be shown to the client."""
+ANCHOR = "☺"  # joins no token with what follows it
+JSON_PARSERS = ("json_tools", "longcat")  # of mlx-lm
 
 
 class Prompt(NamedTuple):
@@ -67,6 +66,7 @@ class Tokenizer:
         self._contextual = self._fast is not None and _is_contextual(self._fast)
         self._lock = threading.Lock()
         self.grammars = Grammars(self._fast, wrapper.eos_token_ids)
+        self._template = ChatTemplate(wrapper)
         self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
         self.think: tuple[str, str] | None = (
             (wrapper.think_start, wrapper.think_end) if wrapper.has_thinking else None
@@ -74,6 +74,13 @@ class Tokenizer:
         self.tool_call: tuple[str, str] | None = (
             (wrapper.tool_call_start, wrapper.tool_call_end) if wrapper.has_tool_calling else None
         )
+        parser = getattr(wrapper.tool_parser, "__module__", "").rpartition(".")[2]
+        # Whether a call is a JSON object, so that it can be read before it is whole.
+        self.json_calls: bool = parser in JSON_PARSERS
+        self.harmony: bool = is_harmony(self._inner)
+        self.infill: Infill | None = infill_of(self._inner)
+        # What ends a chat's reply beside the model's own end tokens.
+        self.end_ids: frozenset[int] = end_ids(self._inner) if self.harmony else frozenset()
 
     @property
     def has_chat_template(self) -> bool:
@@ -99,12 +106,13 @@ class Tokenizer:
         options: Mapping[str, Any] | None = None,
         domain: str = NOBODY,
     ) -> Prompt:
-        """Renders and tokenises a conversation; a last assistant message is to be continued.
+        """Renders and tokenises a conversation; by default a last assistant message is
+        to be continued.
 
-        ``options`` go to the template as they are; ``domain`` is as in ``encode``. Raises
+        ``options`` are as in ``ChatTemplate.render``, ``domain`` as in ``encode``. Raises
         PromptError.
         """
-        text = self._render(messages, tools, options)
+        text = self._template.render(messages, tools, options)
         tokens = self.encode(text, domain=domain)
         boundary = self._system_end(tokens, messages, tools, options, domain)
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
@@ -153,6 +161,35 @@ class Tokenizer:
             whole = whole[: _common(whole, other)]
         return whole
 
+    def between(
+        self, before: str | Sequence[int], after: str, domain: str = NOBODY
+    ) -> tuple[int, ...] | None:
+        """The prompt for what stands between two texts; None where the model knows none."""
+        if self.infill is None:
+            return None
+        if isinstance(before, str):
+            before = self.encode(before, domain=domain)
+        return self.infill.prompt(self._lead(), before, self._inside(after, domain))
+
+    def _lead(self) -> tuple[int, ...]:
+        """What the model wants before every text."""
+        plain, whole = self.encode("a"), self.encode("a", special=True)
+        starts = range(len(whole) - len(plain) + 1)
+        return next((whole[:i] for i in starts if whole[i : i + len(plain)] == plain), ())
+
+    def _inside(self, text: str, domain: str) -> tuple[int, ...]:
+        """The tokens of a text that does not stand at the beginning of one."""
+        anchor = self.encode(ANCHOR)
+        anchored = self.encode(ANCHOR + text, domain=domain) if self._contextual else ()
+        if anchored and anchored[: len(anchor)] == anchor:
+            return anchored[len(anchor) :]
+        return self.encode(text, domain=domain)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of several tokens."""
+        decoder = self.detokenizer()
+        return "".join([*map(decoder.add, tokens), decoder.finish()])
+
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """Decodes one reply, which continues the text of ``context`` if that is given."""
         if self._fast is None:
@@ -192,26 +229,6 @@ class Tokenizer:
             return bytes(table[c] for c in piece)
         return self.token_text(token).encode("utf-8", "replace")
 
-    def _render(
-        self, messages: Sequence[Message], tools: Tools | None, options: Mapping[str, Any] | None
-    ) -> str:
-        continued = _continued(messages)
-        arguments: dict[str, Any] = {
-            "tools": list(tools) if tools else None,
-            "add_generation_prompt": not continued,
-            **(options or {}),
-        }
-        if continued:
-            arguments["continue_final_message"] = True
-        try:
-            if self._wrapper._chat_template is not None:
-                return str(self._wrapper._chat_template(list(messages), **arguments))
-            return str(self._inner.apply_chat_template(list(messages), tokenize=False, **arguments))
-        # A template is a program of its own, which meets messages it does not foresee.
-        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise PromptError(f"The chat template refuses these messages: {line}") from error
-
     def _system_end(
         self,
         tokens: Sequence[int],
@@ -247,7 +264,9 @@ class Tokenizer:
         role = "assistant" if asked else "user"
         one, other = (
             self.encode(
-                self._render([*messages, {"role": role, "content": probe}], tools, options),
+                self._template.render(
+                    [*messages, {"role": role, "content": probe}], tools, options
+                ),
                 domain=domain,
             )
             for probe in PROBES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, TypeVar
 
@@ -10,12 +9,19 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from .errors import ApiError, bad_request
+from .json_fields import deep_field, field_at
 
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
+TOO_DEEP = 200  # levels; deeper ones are not read
+# Half of a pair in a string, which has no UTF-8. The escape before it may itself be escaped.
+UNPAIRED = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+MOST_SEARCHED = 1 << 20  # bytes
 AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
-ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MISSING = re.compile(r"missing required field `(\w+)`")
 
 Refused = dict[str, tuple[Any, ...]]
@@ -46,24 +52,14 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
     except msgspec.ValidationError as error:
         message = str(error)
         raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", _unsound(body)) from error
+    except UnicodeDecodeError as error:
+        raise bad_request("The body is not UTF-8.", _not_utf8(body)) from error
+    except msgspec.DecodeError as error:
+        message = f"The body is not valid JSON: {error}."
+        raise bad_request(message, _unpaired(body)) from error
     except RecursionError as error:
-        raise bad_request("The body is nested too deeply.") from error
-
-
-def _unsound(body: bytes) -> str | None:
-    """The field with a lone surrogate, which is why a body is no JSON with a meaning."""
-    if not ESCAPED_SURROGATE.search(body):
-        return None
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    for name, value in fields.items() if isinstance(fields, dict) else ():
-        if LONE_SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
-            return str(name)
-    return None
+        param = deep_field(body, TOO_DEEP)
+        raise bad_request("The body is nested too deeply.", param) from error
 
 
 def _field(message: str) -> str | None:
@@ -71,6 +67,21 @@ def _field(message: str) -> str | None:
     path, missing = AT_PATH.search(message), MISSING.search(message)
     names = [path[1].removeprefix("$") if path else "", missing[1] if missing else ""]
     return ".".join(filter(None, names)).removeprefix(".") or None
+
+
+def _not_utf8(body: bytes) -> str | None:
+    """The field with bytes that are no UTF-8; the parser tells their place in a string alone."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return field_at(body, error.start)
+    return None
+
+
+def _unpaired(body: bytes) -> str | None:
+    """The field with half of a surrogate pair, if that is what is wrong with the body."""
+    found = UNPAIRED.search(body, 0, MOST_SEARCHED)
+    return None if found is None else field_at(body, found.start())
 
 
 def _refuse(fields: dict[str, Any], refused: Refused) -> None:

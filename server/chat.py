@@ -26,12 +26,12 @@ from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
+from .template_options import template_options
 from .tool_choice import tool_choice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1024
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 REFUSED: Refused = REFUSED_ALIKE | {
     "audio": (),
@@ -39,7 +39,7 @@ REFUSED: Refused = REFUSED_ALIKE | {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -95,6 +95,12 @@ class Tool(msgspec.Struct):
     type: str = "function"
 
 
+class Prediction(msgspec.Struct, tag_field="type", tag="content"):
+    """Text that the reply is expected to hold; it could save time, never change the reply."""
+
+    content: str | list[Part]
+
+
 class ChatRequest(GenerationFields, kw_only=True):
     """The body of a chat completion; what is not listed is checked by name or has no effect."""
 
@@ -106,7 +112,11 @@ class ChatRequest(GenerationFields, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    prediction: Prediction | None = None
 
 
 class ChatCompletions(Dialect):
@@ -115,6 +125,7 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
+        body.check()
         caller, service = caller_of(request.scope, body), self.service
         target = self.serves(caller.tenant, body.model, body.adapter, body.draft_model)
         served, copies = target.served, body.choices
@@ -152,9 +163,10 @@ class _Plan:
         tools = tool_dicts(body.tools or [])
         choice = tool_choice(body.tool_choice, tools)
         self._tools = choice.shown(tools) or None
-        self._options = _template_options(body)
+        self._options = template_options(body, body.messages[-1].role)
         self._stops = body.stops()
-        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
+        ends = info.eos_token_ids | model.tokenizer.end_ids
+        self._stop_ids = body.stop_ids(info.vocab_size, ends)
         self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
@@ -193,6 +205,7 @@ class _Plan:
             thinking=prompt.thinking,
             tools=self._tools or (),
             one_call=self._body.parallel_tool_calls is False,
+            incremental=self._body.stream is True,
         )
 
 
@@ -264,25 +277,6 @@ def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:
             raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
     offered: list[dict[str, Any]] = msgspec.to_builtins(tools)
     return [{"type": "function", "function": tool["function"]} for tool in offered]
-
-
-def _template_options(body: ChatRequest) -> dict[str, Any]:
-    """What the template is told beside the messages."""
-    options: dict[str, Any] = {}
-    if body.reasoning_effort is not None:
-        if body.reasoning_effort not in EFFORTS:
-            raise bad_request(
-                f"reasoning_effort is one of {', '.join(EFFORTS)}.", "reasoning_effort"
-            )
-        options["enable_thinking"] = body.reasoning_effort not in ("none", "minimal")
-        options["reasoning_effort"] = body.reasoning_effort
-    for name, value in (body.chat_template_kwargs or {}).items():
-        if name not in ("enable_thinking", "thinking", "reasoning_effort"):
-            raise bad_request(
-                f"chat_template_kwargs: {name[:40]!r} is not supported.", "chat_template_kwargs"
-            )
-        options[name] = value
-    return options
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

@@ -6,6 +6,7 @@ a gather, so a bad token id let through would corrupt other people's replies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ MOST_STOP_LENGTH = 1024
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_BIASES = 1024
+MOST_METADATA, MOST_KEY, MOST_VALUE = 16, 64, 512
 
 # Fields that would change the answer, and the values of them that ask for nothing.
 REFUSED_ALIKE: Refused = {
@@ -72,6 +74,14 @@ class GenerationFields(StructuredFields, kw_only=True):
     user: str | None = None
     cache_salt: str | None = None
     service_tier: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    def check(self) -> None:
+        """What has no effect on the reply must be sound nevertheless. Raises ApiError."""
+        check_metadata(self.metadata)
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options go with stream.", "stream_options")
 
     @property
     def choices(self) -> int:
@@ -193,6 +203,18 @@ class Room(NamedTuple):
             param,
             "context_length_exceeded",
         )
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> None:
+    """Refuses metadata beyond OpenAI's bounds; it is not kept."""
+    if len(metadata or {}) > MOST_METADATA:
+        raise bad_request(f"metadata has at most {MOST_METADATA} entries.", "metadata")
+    for key, value in (metadata or {}).items():
+        if len(key) > MOST_KEY or len(value) > MOST_VALUE:
+            raise bad_request(
+                f"A key of metadata has at most {MOST_KEY} characters, a value {MOST_VALUE}.",
+                "metadata",
+            )
 
 
 def check_tokens(param: str, tokens: list[int], vocab_size: int) -> None:

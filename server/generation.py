@@ -55,11 +55,15 @@ class Piece(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Token counts of a whole response; prompt less cached is what the model's input saw."""
+    """Token counts of a whole response; prompt less cached is what the model's input saw.
+
+    ``reasoning`` is the part of ``completion`` that is inside thoughts.
+    """
 
     prompt: int
     cached: int
     completion: int
+    reasoning: int = 0
 
 
 class Choice:
@@ -147,7 +151,8 @@ class Generation:
         prompt = sum(len(p.tokens) for p in prompts)
         computed = sum(e.prompt_tokens - e.cached_tokens for e in ends)
         completion = sum(c.completion_tokens for c in self.choices)
-        return Usage(prompt, max(0, prompt - computed), completion)
+        reasoning = sum(c.output.reasoning for c in self.choices)
+        return Usage(prompt, max(0, prompt - computed), completion, reasoning)
 
     def log(self, route: str, usage: Usage) -> None:
         """One line for the log."""

@@ -50,6 +50,15 @@ def adapter_dict(served: Served, adapter: AdapterInfo) -> dict[str, Any]:
     return model_dict(served) | own | {"parent": served.name}
 
 
+def _target_dict(served: Served, adapter: str | None) -> dict[str, Any]:
+    return model_dict(served) if adapter is None else adapter_dict(served, served.adapters[adapter])
+
+
+def alias_dict(name: str, target: dict[str, Any]) -> dict[str, Any]:
+    """Another name for a model, which is its ``parent``."""
+    return target | {"id": name, "parent": target["id"]}
+
+
 class Models:
     """The list and its entries, as far as they are there for whoever asks."""
 
@@ -69,9 +78,9 @@ class Models:
             raise unknown_model(self._service, tenant, name, None) from error
         if not self._service.health().loaded:
             raise unknown_model(self._service, tenant, name, None)
-        if adapter is None:
-            return _json(model_dict(served))
-        return _json(adapter_dict(served, served.adapters[adapter]))
+        found = _target_dict(served, adapter)
+        own = (found["id"], adapter)
+        return _json(found if name in own else alias_dict(name, found))
 
     def _entries(self, tenant: Tenant) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
@@ -84,6 +93,18 @@ class Models:
                         for name, adapter in served.adapters.items()
                         if may_use(tenant, served, name)
                     ]
+            entries += self._aliases(tenant)
+        return entries
+
+    def _aliases(self, tenant: Tenant) -> list[dict[str, Any]]:
+        """Those that are names; a pattern is no model's name."""
+        models, entries = self._service.models, []
+        for name, target in models.aliases:
+            try:
+                served, adapter = models.resolve(target, may=partial(may_use, tenant))
+            except (UnknownModel, UnknownAdapter):
+                continue
+            entries.append(alias_dict(name, _target_dict(served, adapter)))
         return entries
 
 

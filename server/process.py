@@ -78,7 +78,8 @@ class _Process:
         self._access.on_change(self._service.configure)
         self._reloader: Reloader | None = None
         if config.reread is not None and config.config is not None:
-            self._reloader = Reloader(config, self._access, config.reread)
+            models = self._service.models
+            self._reloader = Reloader(config, self._access, config.reread, models)
         self._reloads: set[asyncio.Task[None]] = set()
         app = create_app(
             self._service,

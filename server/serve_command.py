@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .config import ServerConfig
 
 FILE, ARGUMENTS = "commons.file", "commons.arguments"  # in a context's meta
-TABLES = ("models", "tenants", "public")  # settings that are no options
+TABLES = ("models", "tenants", "public", "aliases")  # settings that are no options
 
 Consumer = Callable[["ServerConfig"], Any]
 

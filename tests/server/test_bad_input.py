@@ -132,7 +132,33 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("best_of", chat(best_of=2), "best_of", UNSUPPORTED),
     ("audio", chat(audio={"voice": "a", "format": "wav"}), "audio", UNSUPPORTED),
     ("modalities", chat(modalities=["text", "audio"]), "modalities", UNSUPPORTED),
-    ("prediction", chat(prediction={"type": "content"}), "prediction", UNSUPPORTED),
+    ("prediction", chat(prediction={"type": "content"}), "prediction.content", None),
+    ("prediction kind", chat(prediction={"type": "x", "content": ""}), "prediction.type", None),
+    ("verbosity", chat(verbosity="low"), "verbosity", UNSUPPORTED),
+    ("metadata", chat(metadata={"a": 1}), "metadata[...]", None),
+    ("metadata key", chat(metadata={"a" * 65: "x"}), "metadata", None),
+    ("metadata value", chat(metadata={"a": "x" * 513}), "metadata", None),
+    ("metadata many", chat(metadata={str(i): "" for i in range(17)}), "metadata", None),
+    ("store", chat(store="yes"), "store", None),
+    ("continue", chat(continue_final_message=True), "continue_final_message", None),
+    (
+        "continue and begin",
+        said("assistant") | {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        None,
+    ),
+    (
+        "to think and not",
+        chat(enable_thinking=True, reasoning_effort="none"),
+        "enable_thinking",
+        None,
+    ),
+    (
+        "thinking no switch",
+        chat(chat_template_kwargs={"enable_thinking": "yes"}),
+        "chat_template_kwargs",
+        None,
+    ),
     ("functions", chat(functions=[{"name": "f"}]), "functions", UNSUPPORTED),
     ("draft model", chat(draft_model=3), "draft_model", None),
     ("tool_choice", chat(tool_choice="required"), "tool_choice", None),
@@ -169,7 +195,8 @@ TEXTS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("too many", text(prompt=[[5]] * 129), "n", None),
     ("too many together", text(prompt=[[5]] * 2, n=65), "n", None),
     ("logprobs", text(logprobs=21), "logprobs", None),
-    ("echo", text(echo=True), "echo", UNSUPPORTED),
+    ("echo", text(echo=True, logprobs=1), "echo", UNSUPPORTED),
+    ("echo alone", text(echo=True, max_tokens=0), "max_tokens", None),
     ("suffix", text(suffix="end"), "suffix", UNSUPPORTED),
     ("embeddings", text(prompt_embeds="AAAA"), "prompt_embeds", UNSUPPORTED),
 ]
@@ -224,6 +251,27 @@ BODIES: dict[str, bytes] = {
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
 def test_bad_body_is_refused(http: httpx.Client, route: str, body: bytes) -> None:
     refused(http.post(route, content=body, headers={"content-type": "application/json"}))
+
+
+FIELDS: list[tuple[str, str | None]] = [
+    ("lone surrogate", "messages"),
+    ("lone surrogate in a name", "user"),
+    ("lone surrogate raw", "model"),
+    ("no UTF-8", "model"),
+    ("deep objects", "a"),
+    ("deep lists", None),
+    ("deep field", "x"),
+    ("deep tool", "tools"),
+]
+
+
+@pytest.mark.parametrize(("name", "param"), FIELDS)
+def test_field_of_a_body_that_cannot_be_read_is_named(
+    http: httpx.Client, name: str, param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    error = refused(http.post(CHAT, content=BODIES[name], headers=headers))
+    assert error["param"] == param
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
