@@ -198,6 +198,11 @@ BAD_SCHEMAS: dict[str, Any] = {
     "multiples": {"allOf": [{"type": "integer", "multipleOf": n} for n in (997, 991)]},
     "huge pattern": {"type": "string", "pattern": "a" * 10_000},
     "no pattern": {"type": "string", "pattern": "(["},
+    "hours": {
+        "allOf": [
+            {"type": "string", "pattern": f"a{{{i},{i + 50}}}.*b.{{{i}}}c"} for i in range(30)
+        ]
+    },
     "surrogate": {"type": "object", "properties": {"\ud800": {"type": "string"}}},
     "empty": {"type": "string", "minLength": 3, "maxLength": 2},
     "large": {"description": "x" * 300_000, "type": "object"},
