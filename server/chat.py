@@ -136,7 +136,9 @@ class ChatCompletions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, variant, room, self.stable(served))
-            grammar = await compiled(self.threads, model, plan.wanted)
+            grammar = await compiled(
+                self.threads, model, plan.wanted, caller.tenant, served.metrics
+            )
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"chatcmpl-{uuid.uuid4().hex}"
             generation = submit(

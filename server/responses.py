@@ -59,7 +59,9 @@ class Responses(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, asked, variant, room, self.stable(served))
-            grammar = await compiled(self.threads, model, plan.wanted)
+            grammar = await compiled(
+                self.threads, model, plan.wanted, caller.tenant, served.metrics
+            )
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"resp_{uuid.uuid4().hex}"
             plans = [plan.plan(prompt, grammar)]
