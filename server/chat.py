@@ -218,6 +218,7 @@ class _Plan:
             tools=self._tools or (),
             one_call=self._body.parallel_tool_calls is False,
             incremental=self._body.stream is True,
+            formed=self.wanted is not None,
         )
 
 

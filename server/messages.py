@@ -166,6 +166,7 @@ class _Reply:
             tools=self._tools,
             one_call=self._body.one_call,
             incremental=self._body.stream is True,
+            formed=self.wanted is not None,
         )
 
 

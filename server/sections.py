@@ -90,16 +90,33 @@ class Matcher:
 
 
 class MarkedSections:
-    """Thoughts and calls between markers of their own, as most templates have them."""
+    """Thoughts and calls between markers of their own, as most templates have them.
 
-    def __init__(self, edges: Edges, stops: Sequence[str], *, thinking: bool) -> None:
+    In an answer of a given form (``formed``) there are none: what looks like one is its text.
+    """
+
+    def __init__(
+        self, edges: Edges, stops: Sequence[str], *, thinking: bool, formed: bool = False
+    ) -> None:
         self._matcher = Matcher(edges, THOUGHT if thinking else TEXT, stops)
+        self._formed = formed
+        self._stops = stops
 
     @property
     def kind(self) -> Kind:
         return _kind(self._matcher.state)
 
     def split(self, text: str) -> list[Segment]:
+        found = self._split(text)
+        begun = any(s.kind == TEXT and s.text.strip() for s in found)
+        if self._formed and begun and self.kind == TEXT:
+            self._formed = False
+            rest = self._matcher.flush()
+            self._matcher = Matcher({TEXT: []}, TEXT, self._stops)
+            found += self._split(rest)
+        return found
+
+    def _split(self, text: str) -> list[Segment]:
         return [
             Segment(_kind(state), piece, stop=self._matcher.stop_of(state))
             for state, piece in self._matcher.split(text)
@@ -123,6 +140,7 @@ def marked(
     tools: Sequence[Mapping[str, Any]],
     *,
     thinking: bool,
+    formed: bool = False,
 ) -> MarkedSections | None:
     """The sections of a model's replies; None where all of a reply is text."""
     edges: Edges = {TEXT: [], THOUGHT: [], CALL: []}
@@ -138,4 +156,4 @@ def marked(
             edges[CALL].append((end, TEXT))
     if not (stops or any(edges.values())):
         return None
-    return MarkedSections(edges, stops, thinking=thinking)
+    return MarkedSections(edges, stops, thinking=thinking, formed=formed)
