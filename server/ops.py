@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +20,7 @@ STALE = 60.0  # seconds without a step after which the engine counts as hung
 class Ops:
     """The routes."""
 
-    def __init__(self, service: Service, registry: CollectorRegistry) -> None:
+    def __init__(self, service: Service, registry: Collector) -> None:
         self._service = service
         self._registry = registry
 
