@@ -1,17 +1,17 @@
-"""The series of tenants' limits, made from their meters when somebody scrapes.
+"""The series of tenants' limits. Only configured tenants have any, from 0 on.
 
-On the event loop, like the meters. Only configured tenants have any, from 0 on.
+What the meters say is noted on the event loop, where they live; a scrape reads it anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .limits import LIMITS, Meters
+from .limits import LIMITS, Meters, Use
 from .tenant import DEFAULT, Tenant
 
 RUNNING = "Requests that have been accepted and do not wait for a row"
@@ -22,23 +22,26 @@ REFUSALS = "Responses refused for a limit"
 
 
 class LimitMetrics(Collector):
-    """Registers itself with ``registry``; ``refresh`` brings the meters up to date."""
+    """Registers itself with ``registry``."""
 
-    def __init__(
-        self, meters: Meters, refresh: Callable[[], None], registry: CollectorRegistry
-    ) -> None:
+    def __init__(self, meters: Meters, registry: CollectorRegistry) -> None:
         self._meters = meters
-        self._refresh = refresh
-        self._tenants: tuple[Tenant, ...] = (DEFAULT,)
+        self.configure(())
         registry.register(self)
 
     def configure(self, tenants: Iterable[Tenant]) -> None:
         """Takes over who is configured; without anybody, that is the tenant ``default``."""
         self._tenants = tuple(tenants) or (DEFAULT,)
+        self.observe()
+
+    def observe(self) -> None:
+        """Notes how all tenants stand."""
+        self._uses: list[tuple[Tenant, Use]] = [
+            (tenant, self._meters.use_of(tenant)) for tenant in self._tenants
+        ]
 
     def collect(self) -> Iterable[Metric]:
         """All families, for a scrape."""
-        self._refresh()
         by = ["tenant"]
         weight = GaugeMetricFamily("commons_tenant_weight", WEIGHT, labels=by)
         running = GaugeMetricFamily("commons_tenant_requests_running", RUNNING, labels=by)
@@ -46,8 +49,7 @@ class LimitMetrics(Collector):
         by = ["tenant", "limit"]
         used = GaugeMetricFamily("commons_tenant_limit_used_ratio", USED, labels=by)
         refusals = CounterMetricFamily("commons_tenant_limit_refusals", REFUSALS, labels=by)
-        for tenant in self._tenants:
-            use = self._meters.use_of(tenant)
+        for tenant, use in self._uses:
             weight.add_metric([tenant.name], tenant.weight)
             running.add_metric([tenant.name], use.held - use.queued)
             waiting.add_metric([tenant.name], use.queued)

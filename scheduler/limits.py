@@ -250,7 +250,7 @@ class Meters:
     def use_of(self, tenant: Tenant) -> Use:
         """Everything that whoever watches wants to know of a tenant."""
         meter = self._of(tenant)
-        return Use(meter.held, meter.queued, meter.used(self._clock()), meter.refusals)
+        return Use(meter.held, meter.queued, meter.used(self._clock()), dict(meter.refusals))
 
     # for admissions
 

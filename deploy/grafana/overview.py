@@ -218,17 +218,15 @@ STEPS = Line(
             [Query(f"{rate('batch_rows_sum')} / {rate('batch_rows_count')}", "rows")],
         ),
         Panel(
-            "Draft tokens that were right",
-            "Of those proposed; empty where nothing is proposed.",
+            "Draft tokens",
+            "Proposed, and those that were right. Nothing is proposed where it would not pay.",
             [
+                Query(rate("draft_tokens_total", by="model, draft"), "{{model}} {{draft}} made"),
                 Query(
-                    f"{rate('draft_accepted_tokens_total', by='model, draft')}"
-                    f" / {rate('draft_tokens_total', by='model, draft')}",
-                    "{{model}} {{draft}}",
-                )
+                    rate("draft_accepted_tokens_total", by="model, draft"),
+                    "{{model}} {{draft}} right",
+                ),
             ],
-            "percentunit",
-            most=1,
         ),
     ],
 )

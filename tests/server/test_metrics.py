@@ -268,6 +268,9 @@ def test_vllm_names_have_the_same_values_summed_over_adapters(http: httpx.Client
         assert there == metrics("e2e_request_latency_seconds_bucket", le=le)
     rejected = vllm(metrics, "admission_rejections_total", reason="prompt_too_large")
     assert rejected == metrics("admission_rejections_total", reason="prompt_too_large")
+    kind = "application/openmetrics-text; version=1.0.0"
+    text = http.get("/metrics", headers={"accept": kind}).text
+    assert "\nvllm:num_requests_running{" in text
     families = [f for f in metrics.families.values() if f.name.startswith("vllm:")]
     assert all(f.documentation and f.type != "unknown" for f in families)
 
