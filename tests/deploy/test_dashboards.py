@@ -29,7 +29,7 @@ def test_what_is_committed_is_what_the_code_renders() -> None:
     texts = rendered()
     assert {path.name for path in FOLDER.iterdir()} == texts.keys()
     for name, text in texts.items():
-        assert (FOLDER / name).read_text() == text, "run python -m deploy.grafana.build"
+        assert (FOLDER / name).read_text() == text, "run `make dashboards`"
 
 
 def test_names_are_unique() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 from server.keys import MODE, digest_of, keys_path
 from tests.adapters import make_adapter
 from tests.models import COMMON, model_dir
+from tests.oracle import Oracle
 
 from .limited import OPERATOR, as_tenant
 from .process import PATIENCE, Server
 from .several import weights
-from .support import MODEL, Metrics, idle, ids, poll, scrape
+from .support import MODEL, Metrics, decisive, idle, ids, poll, scrape
 
 ROUTE = "/v1/completions"
+EAGER = (sys.executable, "-m", "tests.server.eager")
 PER_TOKEN = 2 * 4 * COMMON["num_hidden_layers"] * COMMON["num_key_value_heads"] * COMMON["head_dim"]
 ROOM = 1024  # tokens in the KV memory
 TENANTS = ("a", "b", "few")
@@ -185,6 +188,21 @@ def test_rows_that_run_and_requests_that_wait(http: httpx.Client, metered: Serve
     )
 
 
+def test_a_preempted_request_counts_once(http: httpx.Client) -> None:
+    load = Load(http)
+    prompt = ids(300, 30)
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 450, "ignore_eos": True, "n": 2}
+    answer = http.post(ROUTE, json=body, headers=as_tenant("a")).raise_for_status().json()
+    load.done()
+    assert load("preemptions_total") >= 1  # both together do not fit, either of them does
+    assert vllm(load.after, "num_preemptions_total") == load.after("preemptions_total")
+    assert load("requests_total", finish_reason="length") == load("requests_total") == 2
+    assert load("prompt_tokens_total") == load("prefix_cache_queries_total") == 2 * 300
+    assert load("generation_tokens_total") == answer["usage"]["completion_tokens"]
+    for name in ("request_queue_time", "time_to_first_token", "e2e_request_latency"):
+        assert load(f"{name}_seconds_count") == 2
+
+
 def test_limits_used_and_refusals(http: httpx.Client) -> None:
     load = Load(http)
     for seed in (20, 21):
@@ -273,6 +291,25 @@ def test_vllm_names_have_the_same_values_summed_over_adapters(http: httpx.Client
     assert "\nvllm:num_requests_running{" in text
     families = [f for f in metrics.families.values() if f.name.startswith("vllm:")]
     assert all(f.documentation and f.type != "unknown" for f in families)
+
+
+def test_tokens_proposed_and_right(tiny: str, oracle: Oracle) -> None:
+    """With a model that drafts for itself, whose proposals are all right."""
+    prompt, reply = decisive(oracle, 40, 24, 3)
+    options = ("--model", tiny, "--draft-model", tiny, "--num-draft-tokens", "3")
+    with (
+        Server(*options, command=EAGER) as server,
+        httpx.Client(base_url=server.ready().url, timeout=PATIENCE) as http,
+    ):
+        load = Load(http)
+        ask(http, "nobody", prompt, max_tokens=len(reply.tokens), temperature=0)
+        load.done()
+        right = load("draft_accepted_tokens_total", draft=MODEL)
+        assert right == load("draft_tokens_total", draft=MODEL) > 0
+        assert load("draft_tokens_total", draft="") == 0
+        assert load("generation_tokens_total", draft=MODEL) == len(reply.tokens)
+        # A step gives a token of its own and those that were right.
+        assert load("step_seconds_count", phase="decode") + right == len(reply.tokens)
 
 
 def test_without_the_option_there_are_no_other_names(first_scrape: str) -> None:
