@@ -77,7 +77,8 @@ def test_the_sdk_parses(client: OpenAI) -> None:
     reply = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "who?"}],
-        max_tokens=300,
+        max_tokens=1000,
+        seed=7,
         response_format={"type": "json_schema", "json_schema": {"name": "p", "schema": schema}},
     )
     assert reply.choices[0].finish_reason == "stop"
