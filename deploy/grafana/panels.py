@@ -9,6 +9,7 @@ Json = dict[str, Any]
 
 COLUMNS = 24  # of Grafana's grid
 SOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
+PLAIN: Sequence[tuple[float | None, str]] = ((None, "blue"),)
 SCHEMA = 39  # version of the JSON model; Grafana brings older ones up to date
 
 
@@ -149,12 +150,16 @@ def _target(panel: Panel, index: int, query: Query) -> Json:
 
 
 def _defaults(panel: Panel) -> Json:
-    defaults: Json = {"unit": panel.unit, "min": 0}
+    # Without steps Grafana would put its own in, and paint everything above 80 red.
+    steps = [{"value": value, "color": color} for value, color in panel.steps or PLAIN]
+    defaults: Json = {
+        "unit": panel.unit,
+        "min": 0,
+        "color": {"mode": "palette-classic" if panel.kind == "timeseries" else "thresholds"},
+        "thresholds": {"mode": "absolute", "steps": steps},
+    }
     if panel.most is not None:
         defaults["max"] = panel.most
-    if panel.steps:
-        steps = [{"value": value, "color": color} for value, color in panel.steps]
-        defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     if panel.kind == "timeseries":
         fill, mode = (40, "normal") if panel.stacked else (10, "none")
         defaults["custom"] = {

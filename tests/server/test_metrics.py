@@ -249,6 +249,17 @@ def test_series_of_an_adapter_end_with_it_and_begin_anew(http: httpx.Client) -> 
     assert len(metrics.samples) == before
 
 
+def test_what_requests_say_makes_no_series(http: httpx.Client) -> None:
+    before = {(s.name, *sorted(s.labels.items())) for s in poll(http, idle).samples}
+    bodies = ({"model": "other"}, {"adapter": "other"}, {"draft_model": "other"}, {"user": "other"})
+    for more in bodies:
+        body = {"model": MODEL, "prompt": [5], "max_tokens": 1} | more
+        http.post(ROUTE, json=body, headers=as_tenant("a"))
+        http.post(ROUTE, json=body, headers=as_tenant("other"))
+    after = {(s.name, *sorted(s.labels.items())) for s in poll(http, idle).samples}
+    assert after == before
+
+
 SAME = {
     "kv_cache_usage_perc": "kv_cache_usage_ratio",
     "gpu_cache_usage_perc": "kv_cache_usage_ratio",
