@@ -236,6 +236,26 @@ def serve(
     log_level: Annotated[
         LogLevel, typer.Option(envvar="COMMONS_LOG_LEVEL", help="How much is logged.")
     ] = LogLevel.info,
+    log_json: Annotated[
+        bool,
+        typer.Option("--log-json", envvar="COMMONS_LOG_JSON", help="Log one JSON object a line."),
+    ] = False,
+    log_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--log-prompts",
+            envvar="COMMONS_LOG_PROMPTS",
+            help="Log what clients send, too; without it no prompt is in the log.",
+        ),
+    ] = False,
+    otel_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="COMMONS_OTEL_ENDPOINT",
+            help="Send a trace of each request to this OpenTelemetry collector (OTLP over HTTP).",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible endpoint."""
     # Imported here: `commons bench` and `--help` need neither MLX nor a server.
@@ -252,6 +272,7 @@ def serve(
     )
     from server.settings_file import ConfigError
     from server.tables import with_tables
+    from server.tracing import parse_endpoint
 
     path = model or str(embedded.path())
     name = served_model_name or served_name(path)
@@ -263,6 +284,8 @@ def serve(
             raise ConfigError(f"{memory!r} leaves nothing for weights beside --kv-memory")
     with blaming(context, "adapter"):
         adapters = parse_adapters(own_adapters(path) + (adapter or []), name)
+    with blaming(context, "otel_endpoint"):
+        traces = None if otel_endpoint is None else parse_endpoint(otel_endpoint)
     draft_path, draft_name = draft_of(draft_model, path)
     service = ServiceConfig(
         model=path,
@@ -297,15 +320,19 @@ def serve(
         log_level.value,
         rereading(context),
         usage_file(usage_db, config),
+        log_json,
+        log_prompts,
+        traces,
     )
     consume(context, _run)(server)
 
 
 def _run(config: ServerConfig) -> NoReturn:
     """Serves to the end of the process."""
+    from server.logs import configure
     from server.process import run
 
-    _log(config.log_level)
+    configure(config.log_level, as_json=config.log_json)
     _leave(run(config))
 
 
@@ -336,13 +363,6 @@ def root(
     ] = False,
 ) -> None:
     """One model endpoint that a team and all its agents share."""
-
-
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("commons").setLevel(level.upper())
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from .config import ServerConfig, check_grants
 from .reload import Reloader, warn_of_keys
 from .settings_file import ConfigError
 from .startup import Startup
+from .tracing import otlp
 from .usage_store import UsageStore
 
 logger = logging.getLogger("commons.server")
@@ -31,6 +32,7 @@ logger = logging.getLogger("commons.server")
 BACKLOG = 2048
 KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
 USAGE_EVERY = 5.0  # seconds; the usage of at most so long is lost in a crash
+LAST_TRACES = 2.0  # seconds that a collector may take for them at the end
 FLUSH = 5  # seconds that responses get to leave after the last of them is complete
 
 
@@ -44,7 +46,7 @@ class _Server(uvicorn.Server):
 
 def run(config: ServerConfig) -> int:
     """Serves until a signal or a failure; the exit code."""
-    startup = Startup()
+    startup = Startup(logged=config.log_json)
     try:
         check_grants(config)
     except ConfigError as error:
@@ -52,6 +54,8 @@ def run(config: ServerConfig) -> int:
         return 1
     if config.allow_unauthenticated and not config.grants.closed:
         startup.note(f"no keys: anybody who can reach {config.host} is served")
+    if config.log_prompts:
+        startup.note("the log has what clients send, prompts included (--log-prompts)")
     try:
         listener = _bind(config.host, config.port)
     except OSError as error:
@@ -81,6 +85,7 @@ class _Process:
             models = self._service.models
             self._reloader = Reloader(config, self._access, config.reread, models)
         self._reloads: set[asyncio.Task[None]] = set()
+        self._tracing = None if config.otel_endpoint is None else otlp(config.otel_endpoint)
         app = create_app(
             self._service,
             registry,
@@ -89,6 +94,8 @@ class _Process:
             adapter_dir=config.adapter_dir,
             usage=self._usage,
             reloader=self._reloader,
+            tracer=self._tracing,
+            log_prompts=config.log_prompts,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -123,6 +130,9 @@ class _Process:
             await self._service.stop()
             keeping.cancel()
             await anyio.to_thread.run_sync(self._usage.flush)
+            if self._tracing is not None:
+                with anyio.move_on_after(LAST_TRACES):
+                    await anyio.to_thread.run_sync(self._tracing.close, abandon_on_cancel=True)
         return code
 
     async def _keep_usage(self) -> NoReturn:
