@@ -1,4 +1,4 @@
-"""The command line: ``commons serve``, ``commons bench`` and ``commons keys``."""
+"""The command line: ``commons serve``, ``bench``, ``doctor`` and ``keys``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from server.bench import bench
+from server.doctor import doctor
 from server.keys_command import keys
 from server.serve_command import (
     ServeCommand,
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(bench)
+app.command()(doctor)
 app.add_typer(keys, name="keys")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -57,15 +58,23 @@ def run(config: ServerConfig) -> int:
     if config.log_prompts:
         startup.note("the log has what clients send, prompts included (--log-prompts)")
     try:
-        listener = _bind(config.host, config.port)
+        listener = bind(config.host, config.port)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         startup.failed(
             f"cannot listen on {config.host}:{config.port}: {why}; choose another --host or --port"
         )
         return 1
+    _raise_open_files()
     with listener:
         return uvloop.run(_Process(config, startup, listener).run())
+
+
+def _raise_open_files() -> None:
+    """Lets there be as many connections as the system allows; mlx-lm has set a low limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a Mac has a limit of its own beside it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Process:
@@ -194,7 +203,7 @@ class _Process:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A listening address, taken before anything slow is done. Raises OSError."""
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
