@@ -242,6 +242,14 @@ def serve(
         bool,
         typer.Option("--log-json", envvar="COMMONS_LOG_JSON", help="Log one JSON object a line."),
     ] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="COMMONS_LOG_FILE",
+            help="Log to this file, which may be renamed meanwhile, instead of standard error.",
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool,
         typer.Option(
@@ -324,6 +332,7 @@ def serve(
         usage_file(usage_db, config),
         log_json,
         log_prompts,
+        log_file and log_file.expanduser(),
         traces,
     )
     consume(context, _run)(server)
@@ -334,7 +343,11 @@ def _run(config: ServerConfig) -> NoReturn:
     from server.logs import configure
     from server.process import run
 
-    configure(config.log_level, as_json=config.log_json)
+    try:
+        configure(config.log_level, config.log_file, as_json=config.log_json)
+    except OSError as error:
+        typer.echo(f"commons serve: cannot write {config.log_file}: {error.strerror}", err=True)
+        _leave(1)
     _leave(run(config))
 
 

@@ -31,8 +31,8 @@ class ServerConfig:
     ``config`` is the settings file. With ``allow_unauthenticated`` others than this machine may
     reach a server without keys. ``reread`` makes of the command line, the environment and the
     file what a start would make of them now; on any thread; it raises ConfigError. ``usage_db``
-    is the file in which tenants' usage is kept, None: it is not. ``otel_endpoint`` is where
-    traces go, None: nowhere.
+    is the file in which tenants' usage is kept, None: it is not. ``log_file`` is where
+    the log goes, None: standard error; ``otel_endpoint`` where traces go, None: nowhere.
     """
 
     service: ServiceConfig
@@ -49,6 +49,7 @@ class ServerConfig:
     usage_db: Path | None = None
     log_json: bool = False
     log_prompts: bool = False
+    log_file: Path | None = None
     otel_endpoint: str | None = None
 
 

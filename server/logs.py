@@ -6,6 +6,8 @@ import json
 import logging
 import re
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import Any
 
 from .request_log import request_id
@@ -15,9 +17,14 @@ UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 INDENT = "\n    "
 
 
-def configure(level: str, *, as_json: bool = False) -> None:
-    """Has everything logged to standard error, what is ours from ``level`` on."""
-    handler = logging.StreamHandler()
+def configure(level: str, file: Path | None = None, *, as_json: bool = False) -> None:
+    """Has everything logged to standard error or a file, what is ours from ``level`` on.
+
+    The file is made anew where somebody renames it. Raises OSError.
+    """
+    handler: logging.Handler = logging.StreamHandler()
+    if file is not None:
+        handler = WatchedFileHandler(file, encoding="utf-8")
     handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
     handler.addFilter(_named)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -47,7 +47,7 @@ class _Server(uvicorn.Server):
 
 def run(config: ServerConfig) -> int:
     """Serves until a signal or a failure; the exit code."""
-    startup = Startup(logged=config.log_json)
+    startup = Startup(logged=config.log_json or config.log_file is not None)
     try:
         check_grants(config)
     except ConfigError as error:

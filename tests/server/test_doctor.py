@@ -173,6 +173,13 @@ def test_a_server_of_ours_has_the_port(server: Server) -> None:
     assert found == ok(f"a server runs at 127.0.0.1:{number}, and is well")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_server_has_room_for_its_connections(server: Server) -> None:
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
+    (files,) = (line.split() for line in limits if line.startswith("Max open files"))
+    assert files[3:5] == ["4096", "4096"]
+
+
 class Other(BaseHTTPRequestHandler):
     """A program that is not ours, or one of ours that is unwell."""
 

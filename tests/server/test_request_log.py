@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,7 +19,7 @@ from server.app import create_app
 from server.logs import HumanFormatter, JsonFormatter, _named
 
 from .access import TENANTS, A, ask, bearer, grants
-from .process import PATIENCE, Server
+from .process import PATIENCE, Server, commons
 from .scripted import GOOD, Scripted
 from .test_disconnect import call, read_event
 
@@ -300,6 +302,38 @@ def test_a_server_logs_as_it_is_told() -> None:
     gone = [line for line in requests.values() if line["finish_reason"] == "disconnect"]
     assert [line["status"] for line in gone] == [200, 499]
     assert "secret" not in "".join(server.lines)
+
+
+def written(log: Path, text: str, server: Server) -> str:
+    """What is in the log, as soon as ``text`` is."""
+    end = time.monotonic() + PATIENCE
+    while text not in (found := log.read_text() if log.exists() else ""):
+        assert server.process.poll() is None, server.lines
+        assert time.monotonic() < end, found
+        time.sleep(0.02)
+    return found
+
+
+def test_a_log_file_may_be_renamed(tmp_path: Path) -> None:
+    log, old = tmp_path / "server.log", tmp_path / "server.log.0"
+    with Server("--log-file", str(log)) as server:
+        url = written(log, "ready at ", server).partition("ready at ")[2].split()[0]
+        httpx.get(f"{url}/v1/models", headers={"x-request-id": "before"}).raise_for_status()
+        written(log, "[before]", server)
+        log.rename(old)
+        httpx.get(f"{url}/v1/models", headers={"x-request-id": "after"}).raise_for_status()
+        server.process.terminate()
+        assert server.wait() == 0
+    assert not server.lines
+    assert "[before]" in old.read_text()
+    assert "[after]" not in old.read_text()
+    assert "[after]" in log.read_text()
+
+
+def test_a_log_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    ended = commons("serve", "--log-file", str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr == f"commons serve: cannot write {tmp_path}: Is a directory\n"
 
 
 def test_a_server_warns_that_it_logs_prompts() -> None:
