@@ -11,21 +11,12 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
+
+from .grammar_trial import LIMITS, fault
 
 MOST_GRAMMARS = 256
 MOST_SOURCE_BYTES = 16 << 20  # of all kept grammars
-
-# About 10 ms for one mask and 50 MB for one grammar, whatever its author thought of. What exceeds
-# that makes the matcher fail, and with it its row alone.
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=2_000_000,
-    step_lexer_fuel=200_000,
-    step_max_items=50_000,
-    max_lexer_states=50_000,
-    max_grammar_size=500_000,
-    verbose_errors=False,
-)
 
 
 class GrammarError(ValueError):
@@ -54,10 +45,11 @@ class Grammars:
     ``fast`` is the tokenizers library's object, None where the model has none.
     """
 
-    def __init__(self, fast: Any, eos: Iterable[int]) -> None:
+    def __init__(self, fast: Any, eos: Iterable[int], most: int = MOST_GRAMMARS) -> None:
         self.hits = 0
         self.misses = 0
         self._fast = fast
+        self._most = most
         self._eos = frozenset(eos)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -82,8 +74,10 @@ class Grammars:
             return grammar
 
     def compile(self, source: str) -> Grammar:
-        """Compiles a Lark grammar, and tries its first mask. Raises GrammarError."""
+        """Compiles a Lark grammar, in a process apart first. Raises GrammarError."""
         tokenizer = self.tokenizer()
+        if wrong := fault(source):
+            raise GrammarError(_line(wrong))
         try:
             matcher = LLMatcher(tokenizer, source, log_level=0, limits=LIMITS)
             if not matcher.is_error():
@@ -110,7 +104,7 @@ class Grammars:
             if source not in self._kept:
                 self._bytes += len(source)
             self._kept[source] = grammar
-            while len(self._kept) > MOST_GRAMMARS or self._bytes > MOST_SOURCE_BYTES:
+            while len(self._kept) > self._most or self._bytes > MOST_SOURCE_BYTES:
                 old, _ = self._kept.popitem(last=False)
                 self._bytes -= len(old)
 

@@ -46,11 +46,14 @@ def wanted(
     """
     if not choice.forced and answer is None:
         return None
+    blamed = "tool_choice" if answer is None or choice.forced else answer.field
+    if tokenizer.harmony:  # whose answers lie in channels
+        message = f"{blamed}: this model's replies have a form that cannot be enforced."
+        raise bad_request(message, blamed, "unsupported")
     numbered = [(i, tool["function"]) for i, tool in enumerate(tools or ()) if choice.may(tool)]
     if not numbered:
         assert answer is not None
         return Wanted(_whole(answer), ((answer.field, _whole(answer)),))
-    blamed = "tool_choice" if answer is None or choice.forced else answer.field
     if not can_force(tokenizer):
         message = f"{blamed}: this model's tool calls have a form that cannot be enforced."
         raise bad_request(message, blamed, "unsupported")

@@ -77,7 +77,8 @@ def test_the_sdk_parses(client: OpenAI) -> None:
     reply = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "who?"}],
-        max_tokens=300,
+        max_tokens=1000,
+        seed=7,
         response_format={"type": "json_schema", "json_schema": {"name": "p", "schema": schema}},
     )
     assert reply.choices[0].finish_reason == "stop"
@@ -198,6 +199,11 @@ BAD_SCHEMAS: dict[str, Any] = {
     "multiples": {"allOf": [{"type": "integer", "multipleOf": n} for n in (997, 991)]},
     "huge pattern": {"type": "string", "pattern": "a" * 10_000},
     "no pattern": {"type": "string", "pattern": "(["},
+    "hours": {
+        "allOf": [
+            {"type": "string", "pattern": f"a{{{i},{i + 50}}}.*b.{{{i}}}c"} for i in range(30)
+        ]
+    },
     "surrogate": {"type": "object", "properties": {"\ud800": {"type": "string"}}},
     "empty": {"type": "string", "minLength": 3, "maxLength": 2},
     "large": {"description": "x" * 300_000, "type": "object"},
