@@ -88,7 +88,7 @@ class Choice:
         """Tokens generated for the client so far; not those that came after a stop string."""
         if self.finished is None or self.output.over():
             return self._seen
-        return self.finished.completion_tokens
+        return max(self._seen, self.finished.completion_tokens)  # a failure counts none
 
     @property
     def end(self) -> str:

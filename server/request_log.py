@@ -180,6 +180,8 @@ class RequestLog:
                 self._tracer.end(span, record)
             _write(record)
             _current.reset(token)
+            # Timers of the connection keep the context, and with it the record, for a while.
+            record.replies = record.error = None
 
     def _record(self, scope: Scope) -> Record:
         client = scope.get("client")
@@ -197,7 +199,7 @@ def _finish(record: Record, scope: Scope) -> None:
     record.status = record.status or CLIENT_CLOSED
     tenant = scope.get(TENANT)
     record.tenant = tenant.name if tenant is not None else ""
-    record.error = scope.get(ERROR)
+    record.error = scope.pop(ERROR, None)
 
 
 def ends(record: Record, tally: Tally | None) -> tuple[str, ...]:
@@ -208,7 +210,8 @@ def ends(record: Record, tally: Tally | None) -> tuple[str, ...]:
 
 
 def _write(record: Record) -> None:
-    status = record.status or 0
+    # A stream may have begun with 200 before it failed.
+    status = max(record.status or 0, 0 if record.error is None else record.error.status)
     level = logging.DEBUG if record.quiet and status < 400 else logging.INFO
     if status >= 500:
         level = logging.ERROR if status == HTTPStatus.INTERNAL_SERVER_ERROR else logging.WARNING

@@ -188,6 +188,7 @@ async def test_faults_of_the_server_are_told_apart(
     assert (whole["level"], whole["status"], whole["error"]) == ("warning", 503, "engine_error")
     assert (whole["finish_reason"], whole["model"]) == ("error", "m")
     assert (streamed["status"], streamed["error"]) == (200, "engine_error")
+    assert streamed["level"] == "warning"
     assert (streamed["finish_reason"], streamed["generated_tokens"]) == ("error", 7)
     assert late["error"] == "not_ready"
 
