@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint types bench oracle schemas train clean
+.PHONY: setup serve doctor test lint types bench oracle schemas train clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml
 
 serve: setup
 	$(BIN)/commons serve $(ARGS)
+
+doctor: setup
+	$(BIN)/commons doctor $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,6 +11,7 @@ import typer
 
 from server.bench import bench
 from server.doctor import doctor
+from server.exit import leave
 from server.keys_command import keys
 from server.serve_command import (
     ServeCommand,
@@ -347,21 +345,8 @@ def _run(config: ServerConfig) -> NoReturn:
         configure(config.log_level, config.log_file, as_json=config.log_json)
     except OSError as error:
         typer.echo(f"commons serve: cannot write {config.log_file}: {error.strerror}", err=True)
-        _leave(1)
-    _leave(run(config))
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process with this very code.
-
-    MLX takes its stream threads down when the engine thread ends, a moment after Python has
-    joined it. Where the interpreter's own end overtakes that, C++ aborts the process, and who
-    watches it sees a crash.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        leave(1)
+    leave(run(config))
 
 
 def _version(wanted: bool) -> None:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import queue
 import resource
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .exit import leave
 from .finding import Finding, Named, Status, problem
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def doctor(
         typer.echo(json.dumps(as_object(report), indent=2))
     else:
         show(report, Console(highlight=False))
-    _leave(int(worst(report) == "problem"))
+    leave(int(worst(report) == "problem"))
 
 
 def _of_settings(serve: Any, config: Path | None) -> tuple[ServerConfig | None, list[Named]]:
@@ -122,10 +121,3 @@ def _bounded(named: Named) -> Finding:
         return found.get(timeout=named.seconds)
     except queue.Empty:
         return problem(f"no answer within {named.seconds:.0f} s")
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process, also where a check hangs, and before MLX takes its threads down."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

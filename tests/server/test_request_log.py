@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import httpx
 import pytest
 
 from engine import embedded
+from scheduler.request import Request
+from scheduler.streams import RequestStream
 from server.app import create_app
 from server.logs import HumanFormatter, JsonFormatter, _named
+from server.request_log import current
 
 from .access import TENANTS, A, ask, bearer, grants
 from .process import PATIENCE, Server, commons
@@ -303,6 +307,26 @@ def test_a_server_logs_as_it_is_told() -> None:
     gone = [line for line in requests.values() if line["finish_reason"] == "disconnect"]
     assert [line["status"] for line in gone] == [200, 499]
     assert "secret" not in "".join(server.lines)
+
+
+async def test_what_outlives_a_request_does_not_hold_its_replies(
+    http: httpx.AsyncClient, service: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a connection's keep-alive timer, which has the context of the request before it."""
+    kept: list[Context] = []
+    enqueue = service.enqueue
+
+    def watched(request: Request) -> RequestStream:
+        kept.append(copy_context())
+        return enqueue(request)
+
+    monkeypatch.setattr(service, "enqueue", watched)
+    service.fails_after = 2
+    assert (await http.post(CHAT, json=chat())).status_code == 503
+    (context,) = kept
+    record = context.run(current)
+    assert record is not None
+    assert (record.id, record.replies, record.error) == (ID, None, None)
 
 
 def written(log: Path, text: str, server: Server) -> str:
