@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve doctor test lint types bench oracle schemas train clean
+.PHONY: setup serve doctor prometheus dashboards test lint types bench oracle schemas train clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,12 @@ serve: setup
 
 doctor: setup
 	$(BIN)/commons doctor $(ARGS)
+
+prometheus:
+	prometheus --config.file=deploy/prometheus/prometheus.yml --storage.tsdb.path=build/prometheus $(ARGS)
+
+dashboards: setup
+	$(BIN)/python -m deploy.grafana.build
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -27,6 +27,7 @@ from .settings_file import ConfigError
 from .startup import Startup
 from .tracing import otlp
 from .usage_store import UsageStore
+from .vllm_metrics import VllmNames
 
 logger = logging.getLogger("commons.server")
 
@@ -97,7 +98,7 @@ class _Process:
         self._tracing = None if config.otel_endpoint is None else otlp(config.otel_endpoint)
         app = create_app(
             self._service,
-            registry,
+            VllmNames(registry) if config.metrics_compat else registry,
             self._access,
             default_max_tokens=config.default_max_tokens,
             adapter_dir=config.adapter_dir,
