@@ -36,6 +36,9 @@ class Wanted(NamedTuple):
     parts: tuple[tuple[str, str], ...]
 
 
+Wish = Callable[[], Wanted]
+
+
 def wanted(
     answer: Answer | None,
     choice: ToolChoice,
@@ -43,13 +46,25 @@ def wanted(
     tokenizer: Tokenizer,
     *,
     one: bool = False,
-) -> Wanted | None:
-    """What replies have to look like; None where anything will do. Raises ApiError.
+) -> Wish | None:
+    """What tells how replies have to look; None where anything will do.
 
-    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call.
+    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call. Their
+    schemas may be large, so the grammar is to be written on a worker thread.
     """
     if not choice.forced and answer is None:
         return None
+    return partial(_wanted, answer, choice, tools, tokenizer, one)
+
+
+def _wanted(
+    answer: Answer | None,
+    choice: ToolChoice,
+    tools: Sequence[Mapping[str, Any]] | None,
+    tokenizer: Tokenizer,
+    one: bool,
+) -> Wanted:
+    """How replies have to look. Raises ApiError."""
     blamed = "tool_choice" if answer is None or choice.forced else answer.field
     if tokenizer.harmony:  # whose answers lie in channels
         message = f"{blamed}: this model's replies have a form that cannot be enforced."
@@ -80,13 +95,14 @@ def _whole(answer: Answer) -> str:
 async def compiled(
     threads: TextThreads,
     model: LoadedModel,
-    wanted: Wanted | None,
+    wish: Wish | None,
     tenant: Tenant,
     metrics: ModelMetrics,
 ) -> Grammar | None:
     """The grammar, out of the cache or compiled in bounded time. Raises ApiError."""
-    if wanted is None:
+    if wish is None:
         return None
+    wanted = await threads.run(wish)
     grammars = model.tokenizer.grammars
     found = grammars.kept(wanted.source)
     if found is not None:
