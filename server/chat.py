@@ -240,7 +240,10 @@ def message_dicts(messages: list[ChatMessage]) -> list[Message]:
         raise bad_request("messages is empty.", "messages")
     if len(messages) > MOST_MESSAGES:
         raise bad_request(f"At most {MOST_MESSAGES} messages are possible.", "messages")
-    return [_message_dict(i, m) for i, m in enumerate(messages)]
+    made = [_message_dict(i, m) for i, m in enumerate(messages)]
+    if made[-1].get("tool_calls"):  # a template continues a text; it would drop the calls
+        raise bad_request("The last call of a tool has no result.", "messages")
+    return made
 
 
 def _message_dict(index: int, message: ChatMessage) -> Message:
