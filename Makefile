@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint types bench oracle schemas train clean
+.PHONY: setup serve prometheus dashboards test lint types bench oracle schemas train clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,12 @@ $(STAMP): pyproject.toml
 
 serve: setup
 	$(BIN)/commons serve $(ARGS)
+
+prometheus:
+	prometheus --config.file=deploy/prometheus/prometheus.yml --storage.tsdb.path=build/prometheus $(ARGS)
+
+dashboards: setup
+	$(BIN)/python -m deploy.grafana.build
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

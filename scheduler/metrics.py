@@ -21,6 +21,7 @@ FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 LABELS = ("model", "adapter", "draft")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+OTHER = "other"
 STATES = ("lent", "owned", "cached", "free")
 REASONS = (
     "queue_full",
@@ -29,6 +30,7 @@ REASONS = (
     "engine_dead",
     "model_failed",
     *(f"tenant_{limit}" for limit in get_args(LimitName)),
+    OTHER,
 )
 RESULTS = ("loaded", "failed")
 NORMALISED = ("billing_header", "tool_schema")
@@ -101,6 +103,11 @@ class _Definitions:
         self.batch = histogram("batch_rows", "Rows in a decode step", ROWS)
         self.step = histogram("step_seconds", "Time of a forward pass", FAST, "phase")
 
+    def forget(self, model: str, adapter: str) -> None:
+        """Takes away the series of a model's adapter."""
+        for metric in vars(self).values():
+            metric.remove_by_labels({"model": model, "adapter": adapter})
+
 
 class RequestSeries(RequestStats):
     """The series of the requests for one variant of a model; all are at 0 once it is made."""
@@ -166,7 +173,7 @@ class ModelMetrics(SchedulerStats):
         self._series: dict[Variant, RequestSeries] = {}
         self._evicted_before = 0
         labels = self._labels()
-        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded, of.batch):
+        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded):
             metric.labels(**labels)
         for metric in (of.running, of.waiting, of.usage, of.age, of.healthy):
             metric.labels(**labels)
@@ -180,8 +187,11 @@ class ModelMetrics(SchedulerStats):
             of.bytes.labels(**labels, state=state)
         for kind in ("active", "weights"):
             of.memory.labels(**labels, kind=kind)
-        for phase in get_args(Phase):
-            of.step.labels(**labels, phase=phase)
+        # Kept, since looking them up would cost more than what they do for each step.
+        self._batch = of.batch.labels(**labels)
+        self._step: dict[Phase, Histogram] = {
+            phase: of.step.labels(**labels, phase=phase) for phase in get_args(Phase)
+        }
         self.of(BASE)
 
     def of(self, variant: Variant, tenant: str = NOBODY) -> RequestSeries:
@@ -192,16 +202,21 @@ class ModelMetrics(SchedulerStats):
             self._series[variant] = series
         return series
 
+    def forget(self, adapter: str) -> None:
+        """Takes away the series of an adapter that is served no more, so that they stay few."""
+        for variant in [v for v in self._series if v.adapter == adapter]:
+            del self._series[variant]
+        self._of.forget(self._model, adapter)
+
     def step(self, phase: Phase, seconds: float, rows: int) -> None:
         """Observes a forward pass."""
-        labels = self._labels()
-        self._of.step.labels(**labels, phase=phase).observe(seconds)
+        self._step[phase].observe(seconds)
         if phase == "decode":
-            self._of.batch.labels(**labels).observe(rows)
+            self._batch.observe(rows)
 
     def rejection(self, reason: str) -> None:
         """Counts a request that was refused before it was accepted."""
-        known = reason if reason in REASONS else "other"
+        known = reason if reason in REASONS else OTHER
         self._of.rejections.labels(**self._labels(), reason=known).inc()
 
     def normalised(self, kind: str) -> None:

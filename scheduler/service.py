@@ -167,6 +167,7 @@ class Service:
 
     def observe(self) -> None:
         """Brings the gauges of the metrics up to date, for a scrape."""
+        self.tenants.observe()
         if self._worker is None:
             return
         picture = self._worker.gauges

@@ -6,7 +6,7 @@ import re
 import uuid
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Route
@@ -37,7 +37,7 @@ SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 def create_app(
     service: Service,
-    registry: CollectorRegistry,
+    registry: Collector,
     access: Access,
     *,
     default_max_tokens: int,

@@ -45,6 +45,12 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class MetricsCompat(StrEnum):
+    """Servers under whose names the metrics can be read, too."""
+
+    vllm = "vllm"
+
+
 class LogLevel(StrEnum):
     """How much is logged."""
 
@@ -233,6 +239,13 @@ def serve(
             help="Seconds that running requests get to finish at SIGTERM.",
         ),
     ] = 30.0,
+    metrics_compat: Annotated[
+        MetricsCompat | None,
+        typer.Option(
+            envvar="COMMONS_METRICS_COMPAT",
+            help="Show the metrics under this server's names, too, for its dashboards and routers.",
+        ),
+    ] = None,
     log_level: Annotated[
         LogLevel, typer.Option(envvar="COMMONS_LOG_LEVEL", help="How much is logged.")
     ] = LogLevel.info,
@@ -297,6 +310,7 @@ def serve(
         log_level.value,
         rereading(context),
         usage_file(usage_db, config),
+        metrics_compat.value if metrics_compat else None,
     )
     consume(context, _run)(server)
 

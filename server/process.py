@@ -25,6 +25,7 @@ from .reload import Reloader, warn_of_keys
 from .settings_file import ConfigError
 from .startup import Startup
 from .usage_store import UsageStore
+from .vllm_metrics import VllmNames
 
 logger = logging.getLogger("commons.server")
 
@@ -83,7 +84,7 @@ class _Process:
         self._reloads: set[asyncio.Task[None]] = set()
         app = create_app(
             self._service,
-            registry,
+            VllmNames(registry) if config.metrics_compat else registry,
             self._access,
             default_max_tokens=config.default_max_tokens,
             adapter_dir=config.adapter_dir,
