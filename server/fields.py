@@ -20,6 +20,7 @@ from .structured import Answer, StructuredFields, answer_of
 
 MOST_STOPS = 64  # completion of code in editors sends two dozen
 MOST_STOP_LENGTH = 1024
+MOST_STOP_TEXT = 4096  # characters of all stop strings of a request: each costs microseconds
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_BIASES = 1024
@@ -207,6 +208,9 @@ def checked_stops(stops: list[str], param: str) -> list[str]:
     for stop in stops:
         if not 0 < len(stop) <= MOST_STOP_LENGTH:
             raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", param)
+    if sum(map(len, stops)) > MOST_STOP_TEXT:
+        message = f"All stop strings together have at most {MOST_STOP_TEXT} characters."
+        raise bad_request(message, param)
     return stops
 
 

@@ -112,6 +112,7 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("seed a text", chat(seed="1"), "seed", None),
     ("stop empty", chat(stop=""), "stop", None),
     ("stop with an empty one", chat(stop=["a", ""]), "stop", None),
+    ("stop too much", chat(stop=["a" * 1024] * 5), "stop", None),
     ("stop too many", chat(stop=["a"] * 65), "stop", None),
     ("stop too long", chat(stop="a" * 1025), "stop", None),
     ("stop a number", chat(stop=5), "stop", None),
