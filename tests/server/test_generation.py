@@ -9,6 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from scheduler.events import Finished, Token
+from scheduler.request import Request
+from scheduler.streams import RequestStream
+
 from .messages import TOOL, body
 from .messages import parsed as anthropic_events
 from .responses import parsed as response_events
@@ -68,13 +72,42 @@ async def test_what_came_before_a_failure_is_told(
     assert error["error"]["type"] == "server_error"
 
     told = anthropic_events(await stream(http, MESSAGES, body(stop_sequences=[stop])))
-    texts = [e["delta"]["text"] for e in told if e["type"] == "content_block_delta"]
-    assert ("".join(texts), [e["type"] for e in told].count("error")) == (expected, 1)
+    parts = [e["delta"]["text"] for e in told if e["type"] == "content_block_delta"]
+    assert ("".join(parts), [e["type"] for e in told].count("error")) == (expected, 1)
     assert told[-1]["type"] == "error"
 
     last = response_events(await stream(http, RESPONSES, {"input": "go", "stop": stop}))[-1]
     assert last["type"] == "response.failed"
     assert last["response"]["output"][0]["content"][0]["text"] == expected
+
+
+async def test_failure_of_one_choice_ends_the_others(
+    http: httpx.AsyncClient, service: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue = service.enqueue
+
+    def first_fails(request: Request) -> RequestStream:
+        if not service.requests:
+            return enqueue(request)
+        stream = service._streams[request.id] = RequestStream(request)
+        return stream
+
+    def under_way(name: str, reason: str = "abort") -> None:
+        if name in service._streams:
+            tokens = [Token(name, token) for token in service.tokenizer.encode("two")]
+            service._say([*tokens, Finished(name, "abort", 1, 0, len(tokens))])
+
+    monkeypatch.setattr(service, "enqueue", first_fails)
+    monkeypatch.setattr(service, "abort", under_way)
+    service.says, service.fails_after = "one", 9
+    told = await stream(http, CHAT, SAID | {"n": 2})
+    *chunks, error = map(json.loads, events(told.splitlines()))
+    texts = ["", ""]
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == ["one", "two"]
+    assert error["error"]["message"] == "The engine failed."
 
 
 @pytest.mark.parametrize("apart", [True, False])
