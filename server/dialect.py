@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -24,16 +23,15 @@ from scheduler.use import Use
 
 from .caller import may_use
 from .clients import ClientGone, while_connected
-from .errors import REQUEST_ID, ApiError, error_answer, error_body
+from .errors import ERROR, REQUEST_ID, ApiError, error_answer, error_body
 from .generation import Choice, Generation, Piece, TextThreads, Usage, complete, not_loaded
+from .request_log import CLIENT_CLOSED, note_model
 from .sse import COMMENT, Emit, EventStream, KeepAlive, event
 from .stable import Stable
 
-logger = logging.getLogger("commons.server")
 encode = msgspec.json.Encoder().encode
 DONE = event(b"[DONE]")
 NO_DRAFTS = "the server was told no draft model for it"
-CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
 Body = Callable[[list[list[Piece]], Usage], dict[str, Any]]
@@ -140,6 +138,7 @@ class Dialect:
         What ``tenant`` may not use does not exist. Raises ApiError 404, or 503
         while the main model is loading.
         """
+        note_model(model if adapter is None else f"{model}:{adapter}")
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
@@ -150,6 +149,8 @@ class Dialect:
         if not health.loaded:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
+        found = target.served.name
+        note_model(model, found if target.adapter is None else f"{found}:{target.adapter}")
         names = target.served.config.drafts
         if isinstance(draft, str) and draft not in names:
             raise unknown_draft(target.served, draft, names, NO_DRAFTS)
@@ -213,9 +214,8 @@ class Dialect:
             return Response(status_code=CLIENT_CLOSED)
         finally:
             generation.abort()
-        usage = generation.usage(prompts)
-        generation.log(request.scope["path"], usage)
-        return Response(encode(body(pieces, usage)), media_type="application/json")
+        told = body(pieces, generation.usage(prompts))
+        return Response(encode(told), media_type="application/json")
 
     def stream(
         self,
@@ -265,9 +265,8 @@ class _Streaming(Response):
             if not stream.started:
                 await error_answer(scope, error)(scope, receive, send)
                 return
+            scope[ERROR] = error
             await stream.finish(self._manner.failed(error, scope.get(REQUEST_ID, "")))
-        else:
-            self._generation.log(scope["path"], self._generation.usage(self._prompts))
 
     def _failed(self, error: ApiError) -> None:
         """Ends the other choices, too; what they have until then is told before the error."""

@@ -18,6 +18,7 @@ from starlette.types import Scope
 logger = logging.getLogger("commons.server")
 
 REQUEST_ID = "commons.request_id"  # in a scope: the name of the request
+ERROR = "commons.error"  # in a scope: what the client was told, for the log
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -122,6 +123,7 @@ def error_answer(
     scope: Scope, error: ApiError, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The response for ``error`` in the shape of the dialect that was spoken."""
+    scope[ERROR] = error
     if is_anthropic(scope):
         error = on_anthropic(error)
         return _response(error, anthropic_error_body(error, scope.get(REQUEST_ID, "")), headers)

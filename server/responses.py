@@ -19,11 +19,12 @@ from .body import read_json
 from .caller import Caller, caller_of
 from .clients import ClientGone, while_connected
 from .constraints import compiled, constraint, wanted
-from .dialect import CLIENT_CLOSED, Dialect, encode
+from .dialect import Dialect, encode
 from .errors import ApiError, bad_request
 from .fields import Room
 from .generation import Plan, TextThreads, reserve, submit
 from .output import Output
+from .request_log import CLIENT_CLOSED
 from .response_fields import REFUSED, ResponseRequest
 from .response_input import Item, read_items
 from .response_items import Items
@@ -206,7 +207,7 @@ async def _whole(request: Request, reply: Reply) -> Response:
         reply.generation.metrics.client_disconnect()
         return Response(status_code=CLIENT_CLOSED)
     finally:
-        reply.close(request.scope["path"])
+        reply.close()
 
 
 def _named(request: Request) -> tuple[str, str]:
