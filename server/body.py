@@ -36,6 +36,8 @@ async def read_json(request: Request, kind: type[T], refused: Refused) -> T:
     content_type = request.headers.get("content-type", "")
     if not JSON_TYPE.fullmatch(content_type.strip()):
         raise ApiError(415, "The body must be JSON: send it with 'Content-Type: application/json'.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "The body must not be compressed: send it without a Content-Encoding.")
     body = await _read(request)
     log_body(body)
     return decode(body, kind, refused)

@@ -245,6 +245,7 @@ class _Streaming(Response):
         self._writer = writer
         self._wants_usage = wants_usage
         self._manner = manner
+        self._failures: list[ApiError] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -257,7 +258,8 @@ class _Streaming(Response):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(receive, send, self._manner.keep_alive)
         try:
-            producers = [_Producer(self._writer, c).run for c in self._generation.choices]
+            choices = self._generation.choices
+            producers = [_Producer(self._writer, c, self._failed).run for c in choices]
             await stream.run(producers, self._end)
         except ApiError as error:
             if not stream.started:
@@ -266,7 +268,14 @@ class _Streaming(Response):
             scope[ERROR] = error
             await stream.finish(self._manner.failed(error, scope.get(REQUEST_ID, "")))
 
+    def _failed(self, error: ApiError) -> None:
+        """Ends the other choices, too; what they have until then is told before the error."""
+        self._failures.append(error)
+        self._generation.abort()
+
     def _end(self) -> bytes:
+        if self._failures:
+            raise self._failures[0]
         usage = b""
         if self._wants_usage:
             usage = self._writer.usage(self._generation.usage(self._prompts))
@@ -274,12 +283,19 @@ class _Streaming(Response):
 
 
 class _Producer:
-    def __init__(self, writer: Writer, choice: Choice) -> None:
+    def __init__(self, writer: Writer, choice: Choice, failed: Callable[[ApiError], None]) -> None:
         self._writer = writer
         self._choice = choice
+        self._failed = failed
 
     async def run(self, emit: Emit) -> None:
         """Emits the events of one choice; what is ready together is sent together."""
+        try:
+            await self._told(emit)
+        except ApiError as error:
+            self._failed(error)
+
+    async def _told(self, emit: Emit) -> None:
         writer, choice = self._writer, self._choice
         pending = writer.first(choice)
         async for piece in choice.pieces():

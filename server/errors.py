@@ -29,6 +29,8 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
+# Where the server is at fault, not what it has to do; such a client does not wait for less of it.
+FAULTS = ("engine_dead", "engine_error")
 INTERNAL_MESSAGE = "The server failed to answer; its log says why."
 TOO_LONG = "prompt is too long"
 INDEX = re.compile(r"\[(\d+)\]")  # in a param
@@ -98,7 +100,7 @@ def on_anthropic(error: ApiError) -> ApiError:
 
 def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
     """The same in the Anthropic shape, whose clients look for the field in the message."""
-    kind = ANTHROPIC_TYPES.get(error.status)
+    kind = None if error.code in FAULTS else ANTHROPIC_TYPES.get(error.status)
     if kind is None:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
     told = {"type": kind, "message": error.message}

@@ -37,12 +37,13 @@ from scheduler.streams import (
 from .caller import Caller
 from .compiling import Compiling
 from .errors import ApiError, bad_request
-from .output import NOTHING, Delta, Output
+from .output import Delta, Output
 from .rate_limits import estimated_tokens, metered, over_limit
 from .request_log import Tally, note_replies, request_id
 
 T = TypeVar("T")
 RETRY_AFTER = 1.0  # seconds; a place is free again within a reply or so
+FAILURES = ("error", "abort")  # reasons to finish that leave no whole reply
 DRAINED_AFTER = 5.0  # seconds; by then another process may have taken over
 
 
@@ -96,48 +97,71 @@ class Choice:
         return self.finish_reason or ("" if self.finished is None else self.finished.reason)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """The reply as it comes; ``finish_reason`` holds at its end. Raises ApiError."""
+        """The reply as it comes; ``finish_reason`` holds at its end.
+
+        Raises ApiError, after all that came before the failure.
+        """
         async for events in self._stream:
             tokens = [e for e in events if isinstance(e, Token)]
             if tokens and self.first_token is None:
                 self.first_token = time.perf_counter()
+            parsed = self._parse(tokens)
             last = events[-1]
             if isinstance(last, Finished):
                 self.finished = last
-            piece = self._parse(tokens)
-            if self.finished is not None:
-                piece = self._end(piece, self.finished)
-            if piece.delta or piece.tokens:
-                yield piece
+                parsed += self._end(last)
+            for piece in _joined(parsed):
+                if piece.delta or piece.tokens:
+                    yield piece
+        self._check()
 
     def abort(self) -> None:
         """Ends the request in the engine, if it still runs."""
         if self.finished is None:
             self._service.abort(self.id)
 
-    def _parse(self, tokens: list[Token]) -> Piece:
+    def _parse(self, tokens: list[Token]) -> list[Piece]:
+        """What each token adds."""
         if self.output.over():
-            return Piece(NOTHING, [])
-        taken: list[Token] = []
-        deltas = []
+            return []
+        parsed: list[Piece] = []
         for token in tokens:
-            taken.append(token)
-            deltas.append(self.output.add(token.token))
+            parsed.append(Piece(self.output.add(token.token), [token]))
             if self.output.over():
                 self._service.abort(self.id, "stop")
                 break
-        self._seen += len(taken)
-        return Piece(Delta.joined(deltas), taken)
+        self._seen += len(parsed)
+        return parsed
 
-    def _end(self, piece: Piece, finished: Finished) -> Piece:
-        if not self.output.over():
-            piece = piece._replace(delta=Delta.joined([piece.delta, self.output.finish()]))
+    def _end(self, finished: Finished) -> list[Piece]:
+        rest = [] if self.output.over() else [Piece(self.output.finish(), [])]
         reason = "stop" if self.output.over() else finished.reason
-        if reason in ("error", "abort"):
-            message = finished.message or "The request was aborted."
+        if reason not in FAILURES:
+            called = reason == "stop" and self.output.called
+            self.finish_reason = "tool_calls" if called else reason
+        return rest
+
+    def _check(self) -> None:
+        """Raises ApiError where the reply was broken off."""
+        if self.finished is not None and not self.finish_reason:
+            message = self.finished.message or "The request was aborted."
             raise ApiError(503, message, "server_error", "engine_error")
-        self.finish_reason = "tool_calls" if reason == "stop" and self.output.called else reason
-        return piece
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbours of a kind as one; others stay apart, so that they keep their order."""
+    groups: list[list[Piece]] = []
+    last: tuple[bool, ...] | None = None
+    for piece in pieces:
+        kinds = piece.delta.kinds if piece.delta else last  # what shows nothing goes anywhere
+        if not groups or (last is not None and kinds != last):
+            groups.append([])
+        groups[-1].append(piece)
+        last = kinds
+    return [
+        Piece(Delta.joined([p.delta for p in group]), [t for p in group for t in p.tokens])
+        for group in groups
+    ]
 
 
 class Generation:

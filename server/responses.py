@@ -114,7 +114,7 @@ class Responses(Dialect):
         if body.previous_response_id is not None:
             stored = self._store.find(tenant, body.previous_response_id)
             if stored is None:
-                raise _unknown(body.previous_response_id, "previous_response_id")
+                raise _no_previous(body.previous_response_id)
             before = stored.conversation()
         items = read_items(body.input, self._store.recall(tenant))
         tools = Toolbox(body.tools or [], body.tool_choice)
@@ -224,9 +224,17 @@ def _refuse_parameters(request: Request, harmless: dict[str, tuple[str, ...]]) -
             raise bad_request(f"{name} is not supported by this server.", name, "unsupported")
 
 
-def _unknown(name: str, param: str = "response_id") -> ApiError:
-    message = f"There is no response {name[:80]!r}; it may have been long ago."
-    return ApiError(404, message, code="response_not_found", param=param)
+def _unknown(name: str) -> ApiError:
+    return ApiError(404, _absent(name), code="response_not_found", param="response_id")
+
+
+def _no_previous(name: str) -> ApiError:
+    """As OpenAI has it: clients that know the code send the whole conversation instead."""
+    return bad_request(_absent(name), "previous_response_id", "previous_response_not_found")
+
+
+def _absent(name: str) -> str:
+    return f"There is no response {name[:80]!r}; it may have been long ago."
 
 
 def _json(body: bytes) -> Response:

@@ -5,6 +5,7 @@ Markers are matched in decoded text, so it does not matter how a model tokenises
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -65,7 +66,9 @@ class Matcher:
         for state, leads in edges.items():
             if state not in deaf:
                 leads.extend((stop, f"{STOPPED}{i}") for i, stop in enumerate(stops))
-        self._runtime = TextStateMachine({**edges, **ends}).make_state(first)
+        whole = {**edges, **ends}.items()
+        machine = _machine(tuple((state, tuple(leads)) for state, leads in whole))
+        self._runtime = machine.make_state(first)
 
     @property
     def state(self) -> str:
@@ -87,6 +90,12 @@ class Matcher:
         if not state.startswith(STOPPED):
             return None
         return self._stops[int(state.removeprefix(STOPPED))]
+
+
+@functools.lru_cache(maxsize=8)
+def _machine(edges: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]) -> TextStateMachine:
+    """Made once for all replies of a request, which may be many; it does not change with use."""
+    return TextStateMachine(dict(edges))
 
 
 class MarkedSections:
