@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint types bench oracle clients train clean
+.PHONY: setup serve doctor prometheus dashboards test lint types bench oracle schemas clients train clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,15 @@ $(STAMP): pyproject.toml
 
 serve: setup
 	$(BIN)/commons serve $(ARGS)
+
+doctor: setup
+	$(BIN)/commons doctor $(ARGS)
+
+prometheus:
+	prometheus --config.file=deploy/prometheus/prometheus.yml --storage.tsdb.path=build/prometheus $(ARGS)
+
+dashboards: setup
+	$(BIN)/python -m deploy.grafana.build
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
@@ -33,6 +42,9 @@ oracle: setup
 
 clients: setup
 	$(BIN)/python -m deploy.loadtest.clients $(ARGS)
+
+schemas: setup
+	$(BIN)/python -m tests.structured $(ARGS)
 
 # Both cores are kept busy by a batch each.
 train: setup

@@ -17,6 +17,7 @@ from .rows import Row
 from .sampling import RowSampling, Sampled, describe, sample
 from .speculation import NO_PROPOSALS, Proposals, Speculation
 from .states import StateBatch, arrays
+from .steering import End, Mask, Masks, joined
 
 
 class Choice(NamedTuple):
@@ -28,11 +29,15 @@ class Choice(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step gave a row: one token, and before it those of ``proposed`` that were right."""
+    """What a step gave a row: one token, and before it those of ``proposed`` that were right.
+
+    ``end`` is set where a grammar leaves nothing to follow; of an ``error`` no token counts.
+    """
 
     row: Row
     choices: list[Choice]
     proposed: int
+    end: End | None = None
 
 
 class InFlight(NamedTuple):
@@ -72,11 +77,15 @@ class Decoding:
         assert self._inflight is None
         proposals = NO_PROPOSALS
         if self.speculation is not None and left is not None:
-            proposals = self.speculation.proposals(rows, left)
+            proposals = _permitted(self.speculation.proposals(rows, left))
         spans = self.spans(rows, proposals)
         logits = self.forward(spans, _ids(spans, proposals))
         samplers, positions = _samplers(spans, proposals)
-        sampled = sample(logits, samplers, positions)
+        masks = None
+        if any(row.sampling.steering is not None for row in rows):
+            mx.async_eval(logits)  # masks are computed while it runs
+            masks = _masks(spans, proposals, samplers[0].vocab_size)
+        sampled = sample(logits, samplers, positions, masks)
         results = [sampled.tokens, sampled.logprobs, sampled.top, proposals.tokens]
         mx.async_eval(results, arrays(self.batch.caches))
         self._inflight = InFlight(spans, proposals, samplers, sampled)
@@ -119,7 +128,12 @@ class Decoding:
             self.input_tokens += 1 + accepted
             if self.speculation is not None:
                 self.speculation.settle(row, start, len(guesses), accepted)
-            outcomes.append(Outcome(row, choices, len(guesses)))
+            end = None
+            if (steering := row.sampling.steering) is not None:
+                # A proposal may be the end, and be followed by a token all the same.
+                choices = choices[: steering.advance([c.token for c in choices])]
+                end = steering.end
+            outcomes.append(Outcome(row, choices, len(guesses), end))
             first += count
         return outcomes
 
@@ -139,6 +153,40 @@ def _ids(spans: Sequence[Span], proposals: Proposals) -> mx.array:
     if proposals.tokens is not None:
         known[mx.array(places)] = proposals.tokens[mx.array(sources)]
     return known
+
+
+def _permitted(proposals: Proposals) -> Proposals:
+    """``proposals`` less what cannot come where a row is constrained."""
+    steered = [row for row in proposals.places if row.sampling.steering is not None]
+    if proposals.tokens is None or not steered:
+        return proposals
+    tokens: Any = proposals.tokens.tolist()
+    places = dict(proposals.places)
+    for row in steered:
+        assert row.sampling.steering is not None
+        count = row.sampling.steering.permitted([tokens[place] for place in places[row]])
+        if places[row] and not count and row.drafting is not None:
+            row.drafting.record(len(places[row]), 0)  # nothing is left from which to learn it
+        places[row] = places[row][:count]
+    return Proposals(proposals.tokens, places) if any(places.values()) else NO_PROPOSALS
+
+
+def _masks(spans: Sequence[Span], proposals: Proposals, vocab_size: int) -> Masks | None:
+    """What may follow each token of a step."""
+    masks: list[Mask | None] = []
+    for row, _, count in spans:
+        if row.sampling.steering is None:
+            masks += [None] * count
+        else:
+            guesses = [] if count == 1 else _tokens(proposals, row)
+            masks += row.sampling.steering.masks(guesses)
+    return joined(masks, vocab_size)
+
+
+def _tokens(proposals: Proposals, row: Row) -> list[int]:
+    assert proposals.tokens is not None
+    tokens: Any = proposals.tokens.tolist()
+    return [tokens[place] for place in proposals.of(row)]
 
 
 def _samplers(spans: Sequence[Span], proposals: Proposals) -> tuple[list[RowSampling], list[int]]:

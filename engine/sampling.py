@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .params import SamplingParams
+from .steering import Masks, Steering
 from .uniform import fresh_seed, uniform
 
 # The distribution is inverted in two levels. Summed up in one run, a large vocabulary's
@@ -28,10 +29,18 @@ class RowSampling:
 
     ``prompt`` is what the repetition penalty counts beside the generated tokens. A seed is
     drawn where ``params`` has none; with it the row can be continued after an interruption.
+    ``steering`` says what the row may choose; it too outlives an interruption.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        steering: Steering | None = None,
+    ) -> None:
         self.params = params
+        self.steering = steering
         self.vocab_size = vocab_size
         self.seed = fresh_seed() if params.seed is None else params.seed
         self.counts_tokens = (
@@ -108,23 +117,31 @@ class Sampled(NamedTuple):
     asked: tuple[int, ...]
 
 
-def sample(logits: mx.array, rows: Sequence[RowSampling], positions: Sequence[int]) -> Sampled:
+def sample(
+    logits: mx.array,
+    rows: Sequence[RowSampling],
+    positions: Sequence[int],
+    masks: Masks | None = None,
+) -> Sampled:
     """Chooses a token for each row of ``logits`` [B, V].
 
     ``positions`` are the absolute positions of the tokens to be chosen. Logits beyond the
-    vocabulary's size are padding and are never chosen.
+    vocabulary's size are padding and are never chosen, nor is what ``masks`` leave out.
     """
     logits = _within(logits, rows)
-    return _with_logprobs(logits, rows, choose_tokens(logits, rows, positions))
+    return _with_logprobs(logits, rows, choose_tokens(logits, rows, positions, masks))
 
 
 def choose_tokens(
-    logits: mx.array, rows: Sequence[RowSampling], positions: Sequence[int]
+    logits: mx.array,
+    rows: Sequence[RowSampling],
+    positions: Sequence[int],
+    masks: Masks | None = None,
 ) -> mx.array:
     """What ``sample`` chooses, [B] int32, without log-probabilities."""
     assert len(rows) == len(positions) == logits.shape[0] > 0
     logits = _within(logits, rows)
-    adjusted = _adjust(logits, rows)
+    adjusted = _masked(_adjust(logits, rows), masks)
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
     tokens = mx.argmax(adjusted, axis=-1).astype(mx.int32) if len(drawn) < len(rows) else None
     if drawn:
@@ -193,6 +210,12 @@ def _adjust(logits: mx.array, rows: Sequence[RowSampling]) -> mx.array:
     x = x - _column([p.frequency_penalty for p in params]) * counts
     x = x - _column([p.presence_penalty for p in params]) * (counts > 0)
     return _replace(logits.astype(mx.float32), members, x)
+
+
+def _masked(x: mx.array, masks: Masks | None) -> mx.array:
+    if masks is None:
+        return x
+    return _replace(x, masks.rows, mx.where(masks.allowed, _pick(x, masks.rows), -mx.inf))
 
 
 # drawing

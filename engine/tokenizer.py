@@ -11,16 +11,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper, _byte_decoder
 from tokenizers.decoders import DecodeStream
 
 from cache.loan import NOBODY
 
-from .segments import SegmentedEncoder
+from .grammar import Grammars
+from .harmony import end_ids, is_harmony
+from .infill import Infill, infill_of
+from .segments import SegmentedEncoder, encoded
+from .templates import ChatTemplate, Message, PromptError, Tools
+from .thoughts import Phase, Thoughts
 
-Message = dict[str, Any]
-Tools = Sequence[Mapping[str, Any]]
+__all__ = ["Detokenizer", "Message", "Prompt", "PromptError", "Tokenizer", "Tools"]
 
 # Two questions that differ in their first letter: what prompts with either have in common ends
 # where the system prompt ends, whatever the template puts around it.
@@ -28,40 +31,42 @@ PROBES = ("A", "z")
 # Likewise for a plain text, to whose last token any of these might be joined.
 CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
-
-
-class PromptError(ValueError):
-    """Messages that the model's template refuses; the text may be shown to the client."""
+ANCHOR = "☺"  # joins no token with what follows it
+JSON_PARSERS = ("json_tools", "longcat")  # of mlx-lm
 
 
 class Prompt(NamedTuple):
     """A rendered and tokenised conversation.
 
     ``boundaries`` are prompt lengths, ascending, at which it pays to keep the state of layers
-    that cannot be cut. ``thinking`` tells that the reply begins inside a thought.
+    that cannot be cut. ``thinking`` tells that the reply begins inside a thought, ``thoughts``
+    how thoughts are marked in it, None where the model has none.
     """
 
     tokens: tuple[int, ...]
     boundaries: tuple[int, ...]
     thinking: bool
+    thoughts: Thoughts | None = None
 
 
 class Tokenizer:
     """A model's tokenizer and chat template, safe to use from several threads at once.
 
-    ``system_boundary`` makes prompts carry the end of their system prompt, at the price of
-    tokenising that twice; it serves models whose layers are not all kept by token.
+    ``system_boundary`` makes prompts carry the ends of their system prompt and of what was said,
+    at the price of rendering twice; it serves models whose layers are not all kept by token.
     """
 
     def __init__(self, wrapper: TokenizerWrapper, *, system_boundary: bool = False) -> None:
         self._wrapper = wrapper
         self._inner: Any = wrapper._tokenizer
         self._system_boundary = system_boundary
-        # The library's own object is immutable here, and encodes without Python's lock.
+        # The library's own object is immutable here, and can encode without Python's lock.
         self._fast: Any = getattr(self._inner, "backend_tokenizer", None)
         self._segments = None if self._fast is None else SegmentedEncoder(self._fast)
         self._contextual = self._fast is not None and _is_contextual(self._fast)
         self._lock = threading.Lock()
+        self._template = ChatTemplate(wrapper)
+        self.grammars = Grammars(self._fast, wrapper.eos_token_ids)
         self._is_bpe = isinstance(wrapper.detokenizer, BPEStreamingDetokenizer)
         self.think: tuple[str, str] | None = (
             (wrapper.think_start, wrapper.think_end) if wrapper.has_thinking else None
@@ -69,6 +74,13 @@ class Tokenizer:
         self.tool_call: tuple[str, str] | None = (
             (wrapper.tool_call_start, wrapper.tool_call_end) if wrapper.has_tool_calling else None
         )
+        parser = getattr(wrapper.tool_parser, "__module__", "").rpartition(".")[2]
+        # Whether a call is a JSON object, so that it can be read before it is whole.
+        self.json_calls: bool = parser in JSON_PARSERS
+        self.harmony: bool = is_harmony(self._inner)
+        self.infill: Infill | None = infill_of(self._inner)
+        # What ends a chat's reply beside the model's own end tokens.
+        self.end_ids: frozenset[int] = end_ids(self._inner) if self.harmony else frozenset()
 
     @property
     def has_chat_template(self) -> bool:
@@ -83,7 +95,7 @@ class Tokenizer:
         if self._segments is not None and not special:
             return tuple(self._segments.encode(text, domain))
         if self._fast is not None:
-            return tuple(self._fast.encode(text, add_special_tokens=special).ids)
+            return tuple(encoded(self._fast, text, special=special))
         with self._lock:
             return tuple(self._inner.encode(text, add_special_tokens=special))
 
@@ -94,16 +106,44 @@ class Tokenizer:
         options: Mapping[str, Any] | None = None,
         domain: str = NOBODY,
     ) -> Prompt:
-        """Renders and tokenises a conversation; a last assistant message is to be continued.
+        """Renders and tokenises a conversation; by default a last assistant message is
+        to be continued.
 
-        ``options`` go to the template as they are; ``domain`` is as in ``encode``. Raises
+        ``options`` are as in ``ChatTemplate.render``, ``domain`` as in ``encode``. Raises
         PromptError.
         """
-        text = self._render(messages, tools, options)
+        text = self._template.render(messages, tools, options)
         tokens = self.encode(text, domain=domain)
-        boundary = self._system_end(tokens, messages, tools, options, domain)
+        ends = {
+            self._system_end(tokens, messages, tools, options, domain),
+            self._turn_end(text, tokens, messages, tools, options),
+        }
         thinking = self.think is not None and text.rstrip().endswith(self.think[0])
-        return Prompt(tokens, (boundary,) if boundary else (), thinking)
+        thoughts = self._thoughts(text, thinking, continued=_continued(messages))
+        return Prompt(tokens, tuple(sorted(ends - {0})), thinking, thoughts)
+
+    @property
+    def tool_format(self) -> str:
+        """The name of mlx-lm's parser for the model's tool calls; empty where it has none."""
+        parser = self._wrapper.tool_parser if self.tool_call is not None else None
+        return "" if parser is None else str(parser.__module__).rpartition(".")[2]
+
+    def added_token(self, text: str) -> int | None:
+        """The id of the token that ``text`` is by itself, as markers are; None for other text."""
+        token = None if self._fast is None else self._fast.token_to_id(text)
+        return token if token in self._inner.added_tokens_decoder else None
+
+    def _thoughts(self, text: str, thinking: bool, continued: bool) -> Thoughts | None:
+        """How thoughts are marked in the reply to a rendered prompt."""
+        if self.think is None:
+            return None
+        start = tuple(self._wrapper.think_start_tokens)
+        begins: Phase = "inside" if thinking else "outside"
+        # Where the template has put an empty thought, the model is meant not to think.
+        closed = text.rstrip().endswith(self.think[1])
+        if not (thinking or continued or closed) and len(start) == 1:
+            begins = "opening"
+        return Thoughts(start, tuple(self._wrapper.think_end_tokens), begins)
 
     def beginning(
         self,
@@ -123,6 +163,35 @@ class Tokenizer:
             other = self.encode(text + probe, special=True)
             whole = whole[: _common(whole, other)]
         return whole
+
+    def between(
+        self, before: str | Sequence[int], after: str, domain: str = NOBODY
+    ) -> tuple[int, ...] | None:
+        """The prompt for what stands between two texts; None where the model knows none."""
+        if self.infill is None:
+            return None
+        if isinstance(before, str):
+            before = self.encode(before, domain=domain)
+        return self.infill.prompt(self._lead(), before, self._inside(after, domain))
+
+    def _lead(self) -> tuple[int, ...]:
+        """What the model wants before every text."""
+        plain, whole = self.encode("a"), self.encode("a", special=True)
+        starts = range(len(whole) - len(plain) + 1)
+        return next((whole[:i] for i in starts if whole[i : i + len(plain)] == plain), ())
+
+    def _inside(self, text: str, domain: str) -> tuple[int, ...]:
+        """The tokens of a text that does not stand at the beginning of one."""
+        anchor = self.encode(ANCHOR)
+        anchored = self.encode(ANCHOR + text, domain=domain) if self._contextual else ()
+        if anchored and anchored[: len(anchor)] == anchor:
+            return anchored[len(anchor) :]
+        return self.encode(text, domain=domain)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of several tokens."""
+        decoder = self.detokenizer()
+        return "".join([*map(decoder.add, tokens), decoder.finish()])
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """Decodes one reply, which continues the text of ``context`` if that is given."""
@@ -163,26 +232,6 @@ class Tokenizer:
             return bytes(table[c] for c in piece)
         return self.token_text(token).encode("utf-8", "replace")
 
-    def _render(
-        self, messages: Sequence[Message], tools: Tools | None, options: Mapping[str, Any] | None
-    ) -> str:
-        continued = bool(messages) and messages[-1]["role"] == "assistant"
-        arguments: dict[str, Any] = {
-            "tools": list(tools) if tools else None,
-            "add_generation_prompt": not continued,
-            **(options or {}),
-        }
-        if continued:
-            arguments["continue_final_message"] = True
-        try:
-            if self._wrapper._chat_template is not None:
-                return str(self._wrapper._chat_template(list(messages), **arguments))
-            return str(self._inner.apply_chat_template(list(messages), tokenize=False, **arguments))
-        # A template is a program of its own, which meets messages it does not foresee.
-        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise PromptError(f"The chat template refuses these messages: {line}") from error
-
     def _system_end(
         self,
         tokens: Sequence[int],
@@ -206,6 +255,32 @@ class Tokenizer:
         common = _common(tokens, begin)
         return common if 0 < common < len(tokens) else 0
 
+    def _turn_end(
+        self,
+        text: str,
+        tokens: Sequence[int],
+        messages: Sequence[Message],
+        tools: Tools | None,
+        options: Mapping[str, Any] | None,
+    ) -> int:
+        """Number of leading tokens without those that ask for the reply.
+
+        In the prompt of the next turn something else may stand there: many templates begin a
+        reply with a thought, and leave thoughts out of what was said before.
+        """
+        if not (self._system_boundary and messages) or messages[-1]["role"] == "assistant":
+            return 0
+        quiet = {**(options or {}), "add_generation_prompt": False}
+        try:
+            said = self._template.render(messages, tools, quiet)
+        except PromptError:
+            return 0
+        if not (said and text.startswith(said)):
+            return 0
+        asks = self.encode(text[len(said) :])
+        end = len(tokens) - len(asks)
+        return end if asks and tuple(tokens[end:]) == asks else 0
+
     def _beginning(
         self,
         messages: Sequence[Message],
@@ -218,7 +293,9 @@ class Tokenizer:
         role = "assistant" if asked else "user"
         one, other = (
             self.encode(
-                self._render([*messages, {"role": role, "content": probe}], tools, options),
+                self._template.render(
+                    [*messages, {"role": role, "content": probe}], tools, options
+                ),
                 domain=domain,
             )
             for probe in PROBES
@@ -280,6 +357,11 @@ def _is_contextual(fast: Any) -> bool:
     tokens = fast.encode("a b c", add_special_tokens=False).ids
     alone = [fast.decode([token], skip_special_tokens=False) for token in tokens]
     return bool(fast.decode(tokens, skip_special_tokens=False) != "".join(alone))
+
+
+def _continued(messages: Sequence[Message]) -> bool:
+    """Whether the reply goes on with a last message of the assistant's own."""
+    return bool(messages) and messages[-1]["role"] == "assistant"
 
 
 def tool_arguments(arguments: object) -> str:

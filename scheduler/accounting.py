@@ -40,6 +40,12 @@ class Accounting(SchedulerStats):
         """A request got its row for the first time."""
         self._started(request_id)
 
+    def forget(self, adapter: str) -> None:
+        """An adapter is served no more, and nobody uses it."""
+        for variant, tenant in [key for key in self._both if key[0].adapter == adapter]:
+            del self._both[variant, tenant]
+        self._metrics.forget(adapter)
+
 
 class Both(RequestStats):
     """Tells two who count the same requests."""

@@ -85,6 +85,9 @@ class Administration:
             member.adapters.pop(name, None)
             if member.live is not None:
                 member.live.engine.adapters.unregister(name)
+                member.live.scheduler.stats.forget(name)
+            else:
+                served.metrics.forget(name)
 
         await self._service.on_pool(unload)
 

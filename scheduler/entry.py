@@ -7,6 +7,7 @@ from array import array
 
 from engine.rows import Row
 from engine.sampling import RowSampling
+from engine.steering import Steering
 
 from .ledger import Account
 from .request import Request
@@ -51,7 +52,9 @@ class Entry:
         self.account = account
         self.tokens = array("i", request.prompt)
         self.boundaries = request.boundaries
-        self.sampling = RowSampling(request.sampling, request.prompt, vocab_size)
+        constraint = request.constraint
+        steering = None if constraint is None else Steering(constraint, vocab_size)
+        self.sampling = RowSampling(request.sampling, request.prompt, vocab_size, steering)
         self.row: Row | None = None
         self.hit = 0  # prompt tokens found in the cache when first admitted
         self.computed = 0  # prompt tokens that went through the model
@@ -68,6 +71,15 @@ class Entry:
         """Counts what the request is expected to take from now on as its tenant's already."""
         self.promised = seconds / self.account.weight
         self.account.promised += self.promised
+
+    def count(self, now: float) -> None:
+        """One more token has been generated."""
+        self.generated += 1
+        if self.generated == 1:
+            self.stats.first_token(now - self.accepted, now - self.admitted)
+        else:
+            self.stats.next_token(now - self.last_token)
+        self.last_token = now
 
     def charge(self, seconds: float) -> None:
         """Counts engine time that the request has taken."""

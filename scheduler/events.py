@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+UNFIT = "The prompt does not fit into the KV memory."
+UNFOLLOWED = "The grammar became too costly to follow."
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 

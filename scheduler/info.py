@@ -61,7 +61,8 @@ class ServiceConfig:
     ``models`` are the others. ``kv_memory`` and ``memory`` (weights and KV together) in bytes,
     None: as recommended. ``adapters`` are names and directories. ``tenants`` are all for whom
     requests may come at first; they may change while the server runs. ``public`` prompts are lent
-    to all of them.
+    to all of them. ``aliases`` are other names for models, or patterns of such names; they may
+    change too. With ``normalise_prompts`` what differs without meaning is taken out of prompts.
     """
 
     model: str
@@ -83,6 +84,8 @@ class ServiceConfig:
     models: tuple[ModelConfig, ...] = ()
     tenants: tuple[Tenant, ...] = (DEFAULT,)
     public: tuple[PublicPrompt, ...] = ()
+    normalise_prompts: bool = True
+    aliases: tuple[tuple[str, str], ...] = ()
 
     @property
     def all_models(self) -> tuple[ModelConfig, ...]:

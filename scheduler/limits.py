@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from .bucket import Bucket
 from .tenant import Limits, Tenant
 
 LimitName = Literal["requests", "tokens", "concurrent", "queued"]
+LIMITS: tuple[LimitName, ...] = get_args(LimitName)
 
 LEAST_WAIT, MOST_WAIT = 1.0, 60.0  # seconds, where the end of others is waited for
 RECENT = 0.2  # weight of the last value in a mean
@@ -66,6 +67,7 @@ class _Meter:
         self.tokens: Bucket | None = None
         self.held = 0
         self.queued = 0
+        self.refusals: dict[LimitName, int] = dict.fromkeys(LIMITS, 0)
         self._holding = self._waiting = 0.0  # seconds that places were held, and waited, of late
         self.configure(limits, now)
 
@@ -88,6 +90,16 @@ class _Meter:
         if limits.queued is not None and queued and self.queued + queued > limits.queued:
             waits["queued"] = _next(self._waiting, self.queued)
         return {name: wait for name, wait in waits.items() if wait > 0}
+
+    def used(self, now: float) -> dict[LimitName, float]:
+        """The used part of each limit; 0 of one that is not set."""
+        limits = self.limits
+        return {
+            "requests": _used(self.requests, now),
+            "tokens": _used(self.tokens, now),
+            "concurrent": self.held / limits.concurrent if limits.concurrent else 0.0,
+            "queued": self.queued / limits.queued if limits.queued else 0.0,
+        }
 
     def take(self, places: list[_Place], now: float) -> None:
         self.held += len(places)
@@ -117,6 +129,15 @@ class _Meter:
                 self.requests.take(-1, now)
         elif place.started:
             self._holding = _mean(self._holding, now - place.reserved)
+
+
+class Use(NamedTuple):
+    """What a tenant has at this moment, and how often each limit turned it away."""
+
+    held: int
+    queued: int
+    used: Mapping[LimitName, float]
+    refusals: Mapping[LimitName, int]
 
 
 class Admission:
@@ -180,6 +201,7 @@ class Meters:
         waits = meter.waits(requests, queued, estimated_tokens, now)
         if waits:
             limit = max(waits, key=lambda name: waits[name])
+            meter.refusals[limit] += 1
             message = _message(tenant, limit, meter.limits, requests)
             wait = waits[limit]
             raise OverLimit(limit, message, wait if wait < math.inf else None)
@@ -225,6 +247,11 @@ class Meters:
         meter = self._of(tenant)
         return meter.held, meter.queued
 
+    def use_of(self, tenant: Tenant) -> Use:
+        """Everything that whoever watches wants to know of a tenant."""
+        meter = self._of(tenant)
+        return Use(meter.held, meter.queued, meter.used(self._clock()), dict(meter.refusals))
+
     # for admissions
 
     def use(self, request_id: str, admission: Admission, place: _Place) -> None:
@@ -258,6 +285,13 @@ def _level(bucket: Bucket | None, now: float) -> Level | None:
         return None
     remaining = max(0, math.floor(bucket.level(now)))
     return Level(bucket.capacity, remaining, bucket.full_in(now))
+
+
+def _used(bucket: Bucket | None, now: float) -> float:
+    """Above 1 where a reply has taken more than there was."""
+    if bucket is None or not bucket.capacity:
+        return 0.0
+    return 1 - bucket.level(now) / bucket.capacity
 
 
 def _mean(mean: float, value: float) -> float:

@@ -21,6 +21,7 @@ FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 LABELS = ("model", "adapter", "draft")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+OTHER = "other"
 STATES = ("lent", "owned", "cached", "free")
 REASONS = (
     "queue_full",
@@ -29,8 +30,11 @@ REASONS = (
     "engine_dead",
     "model_failed",
     *(f"tenant_{limit}" for limit in get_args(LimitName)),
+    OTHER,
 )
 RESULTS = ("loaded", "failed")
+NORMALISED = ("billing_header", "tool_schema")
+GRAMMARS = ("hit", "miss", "refused")
 
 
 class Gauges(NamedTuple):
@@ -86,6 +90,9 @@ class _Definitions:
         self.evicted = counter("prefix_cache_evicted_tokens", "Tokens evicted from the cache")
         self.rejections = counter("admission_rejections", "Requests refused", "reason")
         self.disconnects = counter("client_disconnects", "Clients gone before their reply")
+        self.normalised = counter("prompt_normalised", "Prompts changed to be alike", "kind")
+        self.grammars = counter("grammar_cache", "Requests for a grammar", "result")
+        self.compile = histogram("grammar_compile_seconds", "Time to compile a grammar", FAST)
         self.loads = counter("model_loads", "Loads that ended", "result")
         self.unloads = counter("model_unloads", "Times that a model was unloaded")
         self.loaded = gauge("model_loaded", "1 while the model is in memory")
@@ -98,6 +105,11 @@ class _Definitions:
         self.healthy = gauge("engine_healthy", "1 while the engine thread works")
         self.batch = histogram("batch_rows", "Rows in a decode step", ROWS)
         self.step = histogram("step_seconds", "Time of a forward pass", FAST, "phase")
+
+    def forget(self, model: str, adapter: str) -> None:
+        """Takes away the series of a model's adapter."""
+        for metric in vars(self).values():
+            metric.remove_by_labels({"model": model, "adapter": adapter})
 
 
 class RequestSeries(RequestStats):
@@ -164,20 +176,27 @@ class ModelMetrics(SchedulerStats):
         self._series: dict[Variant, RequestSeries] = {}
         self._evicted_before = 0
         labels = self._labels()
-        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded, of.batch):
+        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded, of.compile):
             metric.labels(**labels)
         for metric in (of.running, of.waiting, of.usage, of.age, of.healthy):
             metric.labels(**labels)
         for name in REASONS:
             of.rejections.labels(**labels, reason=name)
+        for kind in NORMALISED:
+            of.normalised.labels(**labels, kind=kind)
+        for result in GRAMMARS:
+            of.grammars.labels(**labels, result=result)
         for result in RESULTS:
             of.loads.labels(**labels, result=result)
         for state in STATES:
             of.bytes.labels(**labels, state=state)
         for kind in ("active", "weights"):
             of.memory.labels(**labels, kind=kind)
-        for phase in get_args(Phase):
-            of.step.labels(**labels, phase=phase)
+        # Kept, since looking them up would cost more than what they do for each step.
+        self._batch = of.batch.labels(**labels)
+        self._step: dict[Phase, Histogram] = {
+            phase: of.step.labels(**labels, phase=phase) for phase in get_args(Phase)
+        }
         self.of(BASE)
 
     def of(self, variant: Variant, tenant: str = NOBODY) -> RequestSeries:
@@ -188,17 +207,32 @@ class ModelMetrics(SchedulerStats):
             self._series[variant] = series
         return series
 
+    def forget(self, adapter: str) -> None:
+        """Takes away the series of an adapter that is served no more, so that they stay few."""
+        for variant in [v for v in self._series if v.adapter == adapter]:
+            del self._series[variant]
+        self._of.forget(self._model, adapter)
+
     def step(self, phase: Phase, seconds: float, rows: int) -> None:
         """Observes a forward pass."""
-        labels = self._labels()
-        self._of.step.labels(**labels, phase=phase).observe(seconds)
+        self._step[phase].observe(seconds)
         if phase == "decode":
-            self._of.batch.labels(**labels).observe(rows)
+            self._batch.observe(rows)
 
     def rejection(self, reason: str) -> None:
         """Counts a request that was refused before it was accepted."""
-        known = reason if reason in REASONS else "other"
+        known = reason if reason in REASONS else OTHER
         self._of.rejections.labels(**self._labels(), reason=known).inc()
+
+    def normalised(self, kind: str) -> None:
+        """Counts a prompt from which noise was taken, one of ``NORMALISED``."""
+        self._of.normalised.labels(**self._labels(), kind=kind).inc()
+
+    def grammar(self, result: str, seconds: float | None = None) -> None:
+        """Counts a grammar that a request needs, with one of ``GRAMMARS``, and its compiling."""
+        self._of.grammars.labels(**self._labels(), result=result).inc()
+        if seconds is not None:
+            self._of.compile.labels(**self._labels()).observe(seconds)
 
     def client_disconnect(self) -> None:
         """Counts a client that went away before its reply was complete."""

@@ -12,15 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from .entry import Entry
 from .order import MOST_PASSED_OVER, outranked
 
+MOST_AGENTS = 1024  # of a tenant that are remembered; clients name as many as they like
+
 
 class AgentTurns:
     """Which agents of each tenant have had their turn in the present round.
 
-    A request that names no agent counts as one of its own.
+    A request that names no agent counts as one of its own. A round ends when all that wait have
+    had their turn, when nobody waits, or when too many agents would have to be remembered.
     """
 
     def __init__(self) -> None:
         self._served: dict[str, set[str]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._served.values()))
 
     def settle(self, tenant: str, waiting: Sequence[Entry]) -> None:
         """Begins a new round where all that wait have had their turn."""
@@ -29,9 +35,14 @@ class AgentTurns:
             del self._served[tenant]
 
     def take(self, entry: Entry) -> None:
-        """An agent has its turn."""
-        if entry.request.agent:
-            self._served.setdefault(entry.account.name, set()).add(entry.request.agent)
+        """An agent has its turn; its request does not wait any more."""
+        if not entry.account.waiting:
+            self._served.pop(entry.account.name, None)
+        elif entry.request.agent:
+            served = self._served.setdefault(entry.account.name, set())
+            if len(served) >= MOST_AGENTS:
+                served.clear()
+            served.add(entry.request.agent)
 
     def had(self, entry: Entry) -> bool:
         """Whether the request's agent has had its turn."""
@@ -43,7 +54,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._waiting: list[Entry] = []
-        self._turns = AgentTurns()
+        self.turns = AgentTurns()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -71,7 +82,7 @@ class FairQueue:
         for entry in self._waiting:
             groups.setdefault((outranked(entry), entry.account.name), []).append(entry)
         for (_, tenant), group in groups.items():
-            self._turns.settle(tenant, group)
+            self.turns.settle(tenant, group)
             group.sort(key=lambda e: self._within(e, hits[e]))
             group.reverse()  # the first is taken from the end
         while groups:
@@ -84,7 +95,7 @@ class FairQueue:
     def admit(self, entry: Entry) -> None:
         """One gets its row, before all that still wait."""
         self.remove(entry)
-        self._turns.take(entry)
+        self.turns.take(entry)
         for other in self._waiting:
             if other.accepted > entry.accepted:
                 continue
@@ -96,4 +107,4 @@ class FairQueue:
     def _within(self, entry: Entry, hit: int) -> tuple[bool, bool, int, float]:
         """The order within a tenant, first things first."""
         patient = entry.passed_over < MOST_PASSED_OVER
-        return patient, self._turns.had(entry), -hit, entry.accepted
+        return patient, self.turns.had(entry), -hit, entry.accepted

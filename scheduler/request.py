@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cache.loan import NOBODY, Borrower
 from engine.params import SamplingParams
+from engine.steering import Constraint
 from engine.variant import BASE, Variant
 
 from .tenant import DEFAULT, Priority, Tenant
@@ -23,7 +24,8 @@ class Request:
     tells the models of one engine thread apart.
 
     ``tenant`` pays for the request; ``agent`` tells the tenant's agents apart, as far as it is
-    known. ``domain`` names the trust domain inside which prefixes are lent.
+    known. ``domain`` names the trust domain inside which prefixes are lent. ``constraint`` is what
+    the reply has to keep to. ``origin`` is what the log calls the client's request.
     """
 
     id: str
@@ -38,6 +40,13 @@ class Request:
     agent: str = ""
     domain: str = NOBODY
     priority: Priority = "interactive"
+    constraint: Constraint | None = None
+    origin: str = ""
+
+    @property
+    def log_context(self) -> dict[str, str]:
+        """What log lines about it carry, so that they are found by its name."""
+        return {"request_id": self.origin}
 
     @property
     def namespace(self) -> tuple[Variant, str]:

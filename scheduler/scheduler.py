@@ -18,7 +18,7 @@ from . import claims
 from .costs import Costs
 from .engine_like import EngineLike
 from .entry import NEVER, Entry
-from .events import Event, Finished, FinishReason, Token, TokenLogprob
+from .events import UNFIT, UNFOLLOWED, Event, Finished, FinishReason, Token, TokenLogprob
 from .ledger import Account, Ledger
 from .neighbours import ALONE
 from .order import MOST_PASSED_OVER, leader, next_prefill
@@ -31,7 +31,6 @@ log = logging.getLogger("commons.scheduler")
 
 LEAST_CHUNK = 32  # tokens; below this the fixed costs of a pass dominate
 IDLE_FACTOR = 4  # with nothing decoding, a chunk may take so many stall targets
-UNFIT = "The prompt does not fit into the KV memory."
 
 
 class Scheduler:
@@ -145,31 +144,33 @@ class Scheduler:
         self.stats.step("decode", self._decode_seconds, len(outcomes))
         part = self._decode_seconds / len(outcomes)
         self.costs.decoded(part)
-        for row, choices, proposed in outcomes:
+        for row, choices, proposed, end in outcomes:
             entry = self._entries[row.id]
             entry.charge(part)
             if proposed:
                 entry.stats.drafted(proposed, len(choices) - 1)
+            if end == "error":
+                entry.generated += len(choices)  # the row has them
+                self._withdraw(entry)
+                self._end(entry, "error", events, UNFOLLOWED)
+                continue
             for choice in choices:
-                if self._deliver(entry, choice, now, events):
+                if self._deliver(entry, choice, now, events, bool(end) and choice is choices[-1]):
                     break
 
-    def _deliver(self, entry: Entry, choice: Choice, now: float, events: list[Event]) -> bool:
-        """Hands on a token; whether it was the request's last."""
-        entry.generated += 1
+    def _deliver(
+        self, entry: Entry, choice: Choice, now: float, events: list[Event], last: bool
+    ) -> bool:
+        """Hands on a token; whether it was the request's last, as it is at a grammar's end."""
         request = entry.request
-        if entry.generated == 1:
-            entry.stats.first_token(now - entry.accepted, now - entry.admitted)
-        else:
-            entry.stats.next_token(now - entry.last_token)
-        entry.last_token = now
+        entry.count(now)
         if choice.token in request.stop_token_ids:
             self._finish(entry, "stop", events)
             return True
         logprob = None if choice.logprob is None else TokenLogprob(choice.logprob, choice.top)
         events.append(Token(request.id, choice.token, logprob))
-        if entry.generated >= request.max_tokens:
-            self._finish(entry, "length", events)
+        if last or entry.generated >= request.max_tokens:
+            self._finish(entry, "stop" if last else "length", events)
             return True
         return False
 
@@ -220,7 +221,7 @@ class Scheduler:
                     request.borrower,
                 )
             except AdapterError as error:
-                log.error("adapter %s: %s", request.variant.adapter, error)
+                log.error("adapter: %s", error, extra=request.log_context)
                 self.waiting.remove(entry)
                 self._end(entry, "error", events, "The adapter cannot be loaded.")
                 return True

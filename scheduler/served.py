@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from engine.variant import Variant
 
+from .aliases import Aliases
 from .door import Door
 from .info import AdapterInfo, ModelConfig
 from .live import LoadedModel
@@ -61,10 +62,11 @@ class Target(NamedTuple):
 
 
 class Catalogue:
-    """All models of a server, the main one first."""
+    """All models of a server, the main one first; ``aliases`` may be exchanged for others."""
 
-    def __init__(self, models: Iterable[Served]) -> None:
+    def __init__(self, models: Iterable[Served], aliases: Iterable[tuple[str, str]] = ()) -> None:
         self._models = {served.name: served for served in models}
+        self.aliases = Aliases(aliases)
 
     def __iter__(self) -> Iterator[Served]:
         return iter(self._models.values())
@@ -88,8 +90,17 @@ class Catalogue:
 
         An adapter is also a model: ``BASE:ADAPTER``, or ``ADAPTER`` of the first model that has
         one of that name. What whoever asks may not use is passed over as if it were not there.
-        Raises UnknownModel, UnknownAdapter.
+        A name that means nothing else may be an alias. Raises UnknownModel, UnknownAdapter.
         """
+        try:
+            return self._resolve(model, adapter, may)
+        except UnknownModel:
+            target = self.aliases.target(model)
+            if target is None:
+                raise
+            return self._resolve(target, adapter, may)
+
+    def _resolve(self, model: str, adapter: str | None, may: May) -> Target:
         base = self._models.get(model)
         if base is not None and may(base, None):
             if adapter is None or (adapter in base.adapters and may(base, adapter)):

@@ -60,7 +60,8 @@ class Service:
     ) -> None:
         self.config = config
         self.metrics = metrics
-        self.models = Catalogue(Served(c, metrics.model(c.name)) for c in config.all_models)
+        models = [Served(c, metrics.model(c.name)) for c in config.all_models]
+        self.models = Catalogue(models, config.aliases)
         self.died = anyio.Event()
         self.tenants = Tenants(config.tenants, metrics.registry)
         self._progress = progress
@@ -166,6 +167,7 @@ class Service:
 
     def observe(self) -> None:
         """Brings the gauges of the metrics up to date, for a scrape."""
+        self.tenants.observe()
         if self._worker is None:
             return
         picture = self._worker.gauges

@@ -62,5 +62,8 @@ class SchedulerStats:
     def started(self, request_id: str) -> None:
         """A request got its row for the first time."""
 
+    def forget(self, adapter: str) -> None:
+        """An adapter is served no more, and nobody uses it."""
+
 
 NO_STATS = SchedulerStats()

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from .accounting import Accounting
 from .events import Finished, Token
+from .limit_metrics import LimitMetrics
 from .limits import Admission, Meters
 from .stats import SchedulerStats
 from .tenant import Tenant
@@ -26,6 +27,7 @@ class Tenants:
         self.meters = Meters()
         self.usage = Usage()
         self._metrics = TenantMetrics(self.usage, registry)
+        self._limits = LimitMetrics(self.meters, registry)
         self._started: deque[str] = deque()  # names of requests, from the engine thread
         self.configure(tenants)
 
@@ -34,6 +36,12 @@ class Tenants:
         tenants = tuple(tenants)
         self.meters.configure(tenants)
         self._metrics.configure(tenants)
+        self._limits.configure(tenants)
+
+    def observe(self) -> None:
+        """Brings the gauges up to date, for a scrape."""
+        self._note_started()
+        self._limits.observe()
 
     def accounting(self, model: str, metrics: SchedulerStats) -> Accounting:
         """What a model's scheduler is to tell everything it counts."""

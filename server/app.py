@@ -6,7 +6,7 @@ import re
 import uuid
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Route
@@ -21,11 +21,15 @@ from .chat import ChatCompletions
 from .completions import Completions
 from .errors import REQUEST_ID, exception_handlers, is_anthropic
 from .generation import TextThreads
+from .messages import Messages
 from .model_admin import ModelAdmin
 from .models import Models
+from .openapi import openapi
 from .ops import Ops
 from .rate_limits import RateLimitHeaders
 from .reload import ReloadAdmin, Reloader
+from .request_log import RequestLog, Tracer
+from .responses import Responses
 from .usage_admin import UsageAdmin
 from .usage_store import UsageStore
 
@@ -34,21 +38,26 @@ SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 def create_app(
     service: Service,
-    registry: CollectorRegistry,
+    registry: Collector,
     access: Access,
     *,
     default_max_tokens: int,
     adapter_dir: Path | None = None,
     usage: UsageStore | None = None,
     reloader: Reloader | None = None,
+    tracer: Tracer | None = None,
+    log_prompts: bool = False,
 ) -> ASGIApp:
     """The application in front of ``service``; its routes answer also while it loads.
 
-    ``usage`` keeps what tenants use; without it nothing outlives the process.
+    ``usage`` keeps what tenants use; without it nothing outlives the process. With
+    ``log_prompts`` the log has what clients send.
     """
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
     text = Completions(service, threads, default_max_tokens)
+    responses = Responses(service, threads, default_max_tokens)
+    messages = Messages(service, threads, default_max_tokens)
     models, ops = Models(service), Ops(service, registry)
     adapters, loads = AdapterAdmin(service, adapter_dir), ModelAdmin(service)
     used = UsageAdmin(usage or UsageStore(service.tenants.usage, None))
@@ -56,6 +65,13 @@ def create_app(
     routes = [
         Route("/v1/chat/completions", chat.post, methods=["POST"]),
         Route("/v1/completions", text.post, methods=["POST"]),
+        Route("/v1/responses", responses.post, methods=["POST"]),
+        Route("/v1/responses/{response}", responses.get),
+        Route("/v1/responses/{response}", responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{response}/cancel", responses.cancel, methods=["POST"]),
+        Route("/v1/responses/{response}/input_items", responses.input_items),
+        Route("/v1/messages", messages.post, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count, methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{model:path}", models.one),
         Route("/admin/adapters", adapters.all),
@@ -67,16 +83,19 @@ def create_app(
         Route("/admin/models/{name:path}", loads.unload, methods=["DELETE"]),
         Route("/admin/usage", used.get),
         Route("/admin/reload", reloads.reload, methods=["POST"]),
+        Route("/", ops.here, methods=["HEAD"]),
         Route("/livez", ops.livez),
         Route("/health", ops.health),
         Route("/ready", ops.ready),
         Route("/metrics", ops.metrics),
+        Route("/openapi.json", openapi),
     ]
     app = Starlette(routes=routes, exception_handlers=dict(exception_handlers))
     app.router.redirect_slashes = False
     # Outside of everything, so that the answer to a fault has its name, too.
     metered = RateLimitHeaders(app, service.tenants.meters)
-    return RequestIds(Authentication(metered, access))
+    guarded = Authentication(metered, access)
+    return RequestIds(RequestLog(guarded, tracer, log_prompts))
 
 
 class RequestIds:

@@ -9,9 +9,19 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from .errors import ApiError, bad_request
+from .json_fields import deep_field, field_at
+from .request_log import log_body
 
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
+TOO_DEEP = 200  # levels; deeper ones are not read
+# Half of a pair in a string, which has no UTF-8. The escape before it may itself be escaped.
+UNPAIRED = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+MOST_SEARCHED = 1 << 20  # bytes
 AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
 MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -26,7 +36,11 @@ async def read_json(request: Request, kind: type[T], refused: Refused) -> T:
     content_type = request.headers.get("content-type", "")
     if not JSON_TYPE.fullmatch(content_type.strip()):
         raise ApiError(415, "The body must be JSON: send it with 'Content-Type: application/json'.")
-    return decode(await _read(request), kind, refused)
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "The body must not be compressed: send it without a Content-Encoding.")
+    body = await _read(request)
+    log_body(body)
+    return decode(body, kind, refused)
 
 
 def decode(body: bytes, kind: type[T], refused: Refused) -> T:
@@ -39,14 +53,25 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
         fields = msgspec.json.decode(body)
         if isinstance(fields, dict):
             _refuse(fields, refused)
-        return msgspec.convert(fields, kind)
+        return convert(fields, kind)
+    except UnicodeDecodeError as error:
+        raise bad_request("The body is not UTF-8.", _not_utf8(body)) from error
+    except msgspec.DecodeError as error:
+        message = f"The body is not valid JSON: {error}."
+        raise bad_request(message, _unpaired(body)) from error
+    except RecursionError as error:
+        param = deep_field(body, TOO_DEEP)
+        raise bad_request("The body is nested too deeply.", param) from error
+
+
+def convert(value: Any, kind: type[T], where: str = "") -> T:
+    """``value``, a part of a body found at ``where``, as a ``kind``. Raises ApiError 400."""
+    try:
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message = str(error)
-        raise bad_request(f"{AT_PATH.sub('', message)}.", _field(message)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.") from error
-    except RecursionError as error:
-        raise bad_request("The body is nested too deeply.") from error
+        field = ".".join(filter(None, [where, _field(message)])).replace(".[", "[")
+        raise bad_request(f"{AT_PATH.sub('', message)}.", field or None) from error
 
 
 def _field(message: str) -> str | None:
@@ -54,6 +79,21 @@ def _field(message: str) -> str | None:
     path, missing = AT_PATH.search(message), MISSING.search(message)
     names = [path[1].removeprefix("$") if path else "", missing[1] if missing else ""]
     return ".".join(filter(None, names)).removeprefix(".") or None
+
+
+def _not_utf8(body: bytes) -> str | None:
+    """The field with bytes that are no UTF-8; the parser tells their place in a string alone."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return field_at(body, error.start)
+    return None
+
+
+def _unpaired(body: bytes) -> str | None:
+    """The field with half of a surrogate pair, if that is what is wrong with the body."""
+    found = UNPAIRED.search(body, 0, MOST_SEARCHED)
+    return None if found is None else field_at(body, found.start())
 
 
 def _refuse(fields: dict[str, Any], refused: Refused) -> None:

@@ -36,13 +36,18 @@ class Caller(NamedTuple):
 
 def caller_of(scope: Scope, body: GenerationFields) -> Caller:
     """Who sent a request with this body. Raises ApiError 400."""
-    tenant = tenant_of(scope)
     agent = body.prompt_cache_key or body.safety_identifier or body.user or ""
+    return caller_as(scope, agent, body.cache_salt, body.service_tier)
+
+
+def caller_as(scope: Scope, agent: str, salt: str | None, tier: str | None) -> Caller:
+    """Who sent a request that says this of itself. Raises ApiError 400."""
+    tenant = tenant_of(scope)
     return Caller(
         tenant=tenant,
         agent=_digest(AGENT_BYTES, agent) if agent else "",
-        domain=_domain(tenant.trust_domain or NOBODY, body.cache_salt),
-        priority=_priority(tenant, body.service_tier),
+        domain=_domain(tenant.trust_domain or NOBODY, salt),
+        priority=_priority(tenant, tier),
     )
 
 

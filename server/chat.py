@@ -12,23 +12,34 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.grammar import Grammar
 from engine.tokenizer import Message, Prompt, PromptError, Tokenizer
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .caller import caller_of
+from .constraints import compiled, constraint, wanted
 from .dialect import Dialect, Frame
 from .errors import bad_request
-from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
+from .fields import (
+    MOST_TOP_LOGPROBS,
+    REFUSED_ALIKE,
+    VERBOSITIES,
+    GenerationFields,
+    Room,
+    one_of,
+)
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
+from .stable import Stable
+from .template_options import template_options
+from .tool_choice import tool_choice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1024
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 REFUSED: Refused = REFUSED_ALIKE | {
     "audio": (),
@@ -36,7 +47,6 @@ REFUSED: Refused = REFUSED_ALIKE | {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
     "web_search_options": (),
 }
 
@@ -92,6 +102,12 @@ class Tool(msgspec.Struct):
     type: str = "function"
 
 
+class Prediction(msgspec.Struct, tag_field="type", tag="content"):
+    """Text that the reply is expected to hold; it could save time, never change the reply."""
+
+    content: str | list[Part]
+
+
 class ChatRequest(GenerationFields, kw_only=True):
     """The body of a chat completion; what is not listed is checked by name or has no effect."""
 
@@ -103,7 +119,17 @@ class ChatRequest(GenerationFields, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    prediction: Prediction | None = None
+    verbosity: str | None = None
+
+    def check(self) -> None:
+        """Refuses values that are out of range. Raises ApiError 400."""
+        super().check()
+        one_of("verbosity", self.verbosity, VERBOSITIES)
 
 
 class ChatCompletions(Dialect):
@@ -112,6 +138,7 @@ class ChatCompletions(Dialect):
     async def post(self, request: Request) -> Response:
         """The route."""
         body = await read_json(request, ChatRequest, REFUSED)
+        body.check()
         caller, service = caller_of(request.scope, body), self.service
         target = self.serves(caller.tenant, body.model, body.adapter, body.draft_model)
         served, copies = target.served, body.choices
@@ -120,10 +147,15 @@ class ChatCompletions(Dialect):
             model = await self.loaded(request, served, use)
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
-            plan = _Plan(model, body, variant, room)
+            plan = _Plan(model, body, variant, room, self.stable(served))
+            grammar = await compiled(
+                self.threads, model, plan.wanted, caller.tenant, served.metrics
+            )
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"chatcmpl-{uuid.uuid4().hex}"
-            generation = submit(service, served, places, [plan.plan(prompt)], copies, name, caller)
+            generation = submit(
+                service, served, places, [plan.plan(prompt, grammar)], copies, name, caller
+            )
         tier = None if body.service_tier is None else caller.tier
         frame = Frame(name, "chat.completion", body.model, int(time.time()), tier)
         if body.stream:
@@ -136,36 +168,58 @@ class ChatCompletions(Dialect):
 class _Plan:
     """A checked request; ``prompt`` is to run on a worker thread."""
 
-    def __init__(self, model: LoadedModel, body: ChatRequest, variant: Variant, room: Room) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        body: ChatRequest,
+        variant: Variant,
+        room: Room,
+        stable: Stable,
+    ) -> None:
         info = model.info
+        self._stable = stable
         self._tokenizer = model.tokenizer
         self._body = body
         self._variant = variant
         self._room = room
         self._messages = message_dicts(body.messages)
-        self._tools = _tools(body)
-        self._options = _template_options(body)
+        tools = tool_dicts(body.tools or [])
+        choice = tool_choice(body.tool_choice, tools)
+        self._tools = choice.shown(tools) or None
+        self._options = template_options(body, body.messages[-1].role)
         self._stops = body.stops()
-        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
+        ends = info.eos_token_ids | model.tokenizer.end_ids
+        self._stop_ids = body.stop_ids(info.vocab_size, ends)
         self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
+        one = body.parallel_tool_calls is False
+        self.wanted = wanted(body.answer(), choice, tools, self._tokenizer, one=one)
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
+        tools = self._stable.tools(self._tools) if self._tools else None
         try:
-            return self._tokenizer.chat(self._messages, self._tools, self._options, domain)
+            return self._tokenizer.chat(self._messages, tools, self._options, domain)
         except PromptError as error:
             raise bad_request(str(error), "messages") from error
 
-    def plan(self, prompt: Prompt) -> Plan:
+    def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         body, wanted, param = self._body, self._body.max_tokens, "max_tokens"
         if body.max_completion_tokens is not None:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
         most = self._room.reply(len(prompt.tokens), wanted, param, "messages")
         output = partial(self._output, prompt)
-        return Plan(prompt, most, self._sampling, self._stop_ids, output, self._variant)
+        return Plan(
+            prompt,
+            most,
+            self._sampling,
+            self._stop_ids,
+            output,
+            self._variant,
+            constraint=constraint(grammar, self._tokenizer, prompt),
+        )
 
     def _output(self, prompt: Prompt) -> Output:
         return Output(
@@ -175,6 +229,8 @@ class _Plan:
             thinking=prompt.thinking,
             tools=self._tools or (),
             one_call=self._body.parallel_tool_calls is False,
+            incremental=self._body.stream is True,
+            formed=self.wanted is not None,
         )
 
 
@@ -187,7 +243,10 @@ def message_dicts(messages: list[ChatMessage]) -> list[Message]:
         raise bad_request("messages is empty.", "messages")
     if len(messages) > MOST_MESSAGES:
         raise bad_request(f"At most {MOST_MESSAGES} messages are possible.", "messages")
-    return [_message_dict(i, m) for i, m in enumerate(messages)]
+    made = [_message_dict(i, m) for i, m in enumerate(messages)]
+    if made[-1].get("tool_calls"):  # a template continues a text; it would drop the calls
+        raise bad_request("The last call of a tool has no result.", "messages")
+    return made
 
 
 def _message_dict(index: int, message: ChatMessage) -> Message:
@@ -237,18 +296,6 @@ def _call_dict(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _tools(body: ChatRequest) -> list[dict[str, Any]] | None:
-    """The tools offered to the model; None for none."""
-    tools = tool_dicts(body.tools or [])
-    if body.tool_choice not in (None, "auto", "none"):
-        raise bad_request(
-            "tool_choice is 'auto' or 'none'; forcing a call is not supported by this server.",
-            "tool_choice",
-            "unsupported",
-        )
-    return None if body.tool_choice == "none" or not tools else tools
-
-
 def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:
     """Tools as templates know them. Raises ApiError."""
     if len(tools) > MOST_TOOLS:
@@ -258,25 +305,6 @@ def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:
             raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
     offered: list[dict[str, Any]] = msgspec.to_builtins(tools)
     return [{"type": "function", "function": tool["function"]} for tool in offered]
-
-
-def _template_options(body: ChatRequest) -> dict[str, Any]:
-    """What the template is told beside the messages."""
-    options: dict[str, Any] = {}
-    if body.reasoning_effort is not None:
-        if body.reasoning_effort not in EFFORTS:
-            raise bad_request(
-                f"reasoning_effort is one of {', '.join(EFFORTS)}.", "reasoning_effort"
-            )
-        options["enable_thinking"] = body.reasoning_effort not in ("none", "minimal")
-        options["reasoning_effort"] = body.reasoning_effort
-    for name, value in (body.chat_template_kwargs or {}).items():
-        if name not in ("enable_thinking", "thinking", "reasoning_effort"):
-            raise bad_request(
-                f"chat_template_kwargs: {name[:40]!r} is not supported.", "chat_template_kwargs"
-            )
-        options[name] = value
-    return options
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

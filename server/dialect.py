@@ -1,8 +1,7 @@
-"""What the OpenAI dialects share: the model's name, the frame of objects, streams and bodies."""
+"""What the dialects share: the model's name, the frame of objects, streams and bodies."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -24,17 +23,18 @@ from scheduler.use import Use
 
 from .caller import may_use
 from .clients import ClientGone, while_connected
-from .errors import ApiError, error_body, error_response
+from .errors import ERROR, REQUEST_ID, ApiError, error_answer, error_body
 from .generation import Choice, Generation, Piece, TextThreads, Usage, complete, not_loaded
-from .sse import Emit, EventStream, event
+from .request_log import CLIENT_CLOSED, note_model
+from .sse import COMMENT, Emit, EventStream, KeepAlive, event
+from .stable import Stable
 
-logger = logging.getLogger("commons.server")
 encode = msgspec.json.Encoder().encode
 DONE = event(b"[DONE]")
 NO_DRAFTS = "the server was told no draft model for it"
-CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
+Body = Callable[[list[list[Piece]], Usage], dict[str, Any]]
 
 
 def usage_dict(usage: Usage) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 
 
@@ -80,6 +81,21 @@ class Writer(Protocol):
     def piece(self, choice: Choice, piece: Piece) -> bytes: ...
     def last(self, choice: Choice) -> bytes: ...
     def usage(self, usage: Usage) -> bytes: ...
+
+
+class Manner(NamedTuple):
+    """How a dialect's streams stay alive, fail and end.
+
+    ``failed`` makes the last event of an error and the name of the request.
+    """
+
+    keep_alive: KeepAlive
+    failed: Callable[[ApiError, str], bytes]
+    done: bytes
+
+
+# No [DONE] after an error: what came before is not a whole reply.
+OPENAI = Manner(COMMENT, lambda error, _: event(encode(error_body(error))), DONE)
 
 
 def unknown_model(service: Service, tenant: Tenant, model: str, adapter: str | None) -> ApiError:
@@ -122,6 +138,7 @@ class Dialect:
         What ``tenant`` may not use does not exist. Raises ApiError 404, or 503
         while the main model is loading.
         """
+        note_model(model if adapter is None else f"{model}:{adapter}")
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
@@ -132,6 +149,8 @@ class Dialect:
         if not health.loaded:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
+        found = target.served.name
+        note_model(model, found if target.adapter is None else f"{found}:{target.adapter}")
         names = target.served.config.drafts
         if isinstance(draft, str) and draft not in names:
             raise unknown_draft(target.served, draft, names, NO_DRAFTS)
@@ -164,6 +183,10 @@ class Dialect:
             return Variant(target.adapter, draft)
         raise unknown_draft(target.served, draft, names, off or NO_DRAFTS)
 
+    def stable(self, served: Served) -> Stable:
+        """What makes the prompts for a model alike where they differ without meaning."""
+        return Stable(self.service.config.normalise_prompts, served.metrics)
+
     async def whole(
         self,
         request: Request,
@@ -172,7 +195,18 @@ class Dialect:
         frame: Frame,
         shape: Shape,
     ) -> Response:
-        """The whole response, unless the client hangs up before."""
+        """The whole response in the OpenAI shape, unless the client hangs up before."""
+
+        def body(replies: list[list[Piece]], usage: Usage) -> dict[str, Any]:
+            shaped = zip(generation.choices, replies, strict=True)
+            return frame.body([shape(choice, pieces) for choice, pieces in shaped], usage)
+
+        return await self.completed(request, generation, prompts, body)
+
+    async def completed(
+        self, request: Request, generation: Generation, prompts: Sequence[Prompt], body: Body
+    ) -> Response:
+        """What ``body`` makes of all replies, unless the client hangs up before."""
         try:
             pieces = await while_connected(request.receive, complete(generation))
         except ClientGone:
@@ -180,11 +214,8 @@ class Dialect:
             return Response(status_code=CLIENT_CLOSED)
         finally:
             generation.abort()
-        usage = generation.usage(prompts)
-        generation.log(request.scope["path"], usage)
-        shaped = zip(generation.choices, pieces, strict=True)
-        body = frame.body([shape(choice, parts) for choice, parts in shaped], usage)
-        return Response(encode(body), media_type="application/json")
+        told = body(pieces, generation.usage(prompts))
+        return Response(encode(told), media_type="application/json")
 
     def stream(
         self,
@@ -193,9 +224,10 @@ class Dialect:
         writer: Writer,
         *,
         usage: bool,
+        manner: Manner = OPENAI,
     ) -> Response:
         """The response as a stream of events."""
-        return _Streaming(generation, prompts, writer, usage)
+        return _Streaming(generation, prompts, writer, usage, manner)
 
 
 class _Streaming(Response):
@@ -205,12 +237,15 @@ class _Streaming(Response):
         prompts: Sequence[Prompt],
         writer: Writer,
         wants_usage: bool,
+        manner: Manner,
     ) -> None:
         super().__init__()
         self._generation = generation
         self._prompts = prompts
         self._writer = writer
         self._wants_usage = wants_usage
+        self._manner = manner
+        self._failures: list[ApiError] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -221,33 +256,46 @@ class _Streaming(Response):
             self._generation.abort()
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = EventStream(receive, send)
+        stream = EventStream(receive, send, self._manner.keep_alive)
         try:
-            producers = [_Producer(self._writer, c).run for c in self._generation.choices]
+            choices = self._generation.choices
+            producers = [_Producer(self._writer, c, self._failed).run for c in choices]
             await stream.run(producers, self._end)
         except ApiError as error:
             if not stream.started:
-                await error_response(error)(scope, receive, send)
+                await error_answer(scope, error)(scope, receive, send)
                 return
-            # No [DONE]: what came before is not a whole reply.
-            await stream.finish(event(encode(error_body(error))))
-        else:
-            self._generation.log(scope["path"], self._generation.usage(self._prompts))
+            scope[ERROR] = error
+            await stream.finish(self._manner.failed(error, scope.get(REQUEST_ID, "")))
+
+    def _failed(self, error: ApiError) -> None:
+        """Ends the other choices, too; what they have until then is told before the error."""
+        self._failures.append(error)
+        self._generation.abort()
 
     def _end(self) -> bytes:
+        if self._failures:
+            raise self._failures[0]
         usage = b""
         if self._wants_usage:
             usage = self._writer.usage(self._generation.usage(self._prompts))
-        return usage + DONE
+        return usage + self._manner.done
 
 
 class _Producer:
-    def __init__(self, writer: Writer, choice: Choice) -> None:
+    def __init__(self, writer: Writer, choice: Choice, failed: Callable[[ApiError], None]) -> None:
         self._writer = writer
         self._choice = choice
+        self._failed = failed
 
     async def run(self, emit: Emit) -> None:
         """Emits the events of one choice; what is ready together is sent together."""
+        try:
+            await self._told(emit)
+        except ApiError as error:
+            self._failed(error)
+
+    async def _told(self, emit: Emit) -> None:
         writer, choice = self._writer, self._choice
         pending = writer.first(choice)
         async for piece in choice.pieces():

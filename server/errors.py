@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.types import Scope
 logger = logging.getLogger("commons.server")
 
 REQUEST_ID = "commons.request_id"  # in a scope: the name of the request
+ERROR = "commons.error"  # in a scope: what the client was told, for the log
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -27,7 +29,11 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
+# Where the server is at fault, not what it has to do; such a client does not wait for less of it.
+FAULTS = ("engine_dead", "engine_error")
 INTERNAL_MESSAGE = "The server failed to answer; its log says why."
+TOO_LONG = "prompt is too long"
+INDEX = re.compile(r"\[(\d+)\]")  # in a param
 OVERLOADED = 529  # Anthropic's status for a server that has too much to do
 
 
@@ -80,8 +86,11 @@ def error_body(error: ApiError) -> dict[str, Any]:
 def on_anthropic(error: ApiError) -> ApiError:
     """``error`` as Anthropic's routes tell it: there, a full queue has a status of its own.
 
-    A tenant's own limits are 429 with ``rate_limit_error`` everywhere.
+    A tenant's own limits are 429 with ``rate_limit_error`` everywhere. Clients that shorten a
+    conversation know that they have to by how the message begins.
     """
+    if error.code == "context_length_exceeded" and not error.message.startswith(TOO_LONG):
+        return bad_request(f"{TOO_LONG}: {error.message}", error.param, error.code)
     if error.code != "queue_full":
         return error
     return ApiError(
@@ -90,20 +99,23 @@ def on_anthropic(error: ApiError) -> ApiError:
 
 
 def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """The same in the Anthropic shape."""
-    kind = ANTHROPIC_TYPES.get(error.status)
+    """The same in the Anthropic shape, whose clients look for the field in the message."""
+    kind = None if error.code in FAULTS else ANTHROPIC_TYPES.get(error.status)
     if kind is None:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": error.message},
-        "request_id": request_id,
-    }
+    told = {"type": kind, "message": error.message}
+    if error.param is not None:
+        told["param"] = INDEX.sub(r".\1", error.param)
+        if not error.message.startswith(TOO_LONG):
+            told["message"] = f"{told['param']}: {error.message}"
+    return {"type": "error", "error": told, "request_id": request_id}
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Whether a request is for a route of the Anthropic dialect."""
+    """Whether a request speaks the Anthropic dialect: by its route, or where both share one."""
     path: str = scope["path"]
+    if path == "/v1/models" or path.startswith("/v1/models/"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
@@ -111,6 +123,7 @@ def error_answer(
     scope: Scope, error: ApiError, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The response for ``error`` in the shape of the dialect that was spoken."""
+    scope[ERROR] = error
     if is_anthropic(scope):
         error = on_anthropic(error)
         return _response(error, anthropic_error_body(error, scope.get(REQUEST_ID, "")), headers)
@@ -152,7 +165,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     else:
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
         answer = ApiError(error.status_code, error.detail, kind)
-    return error_response(answer, error.headers)
+    return error_answer(request.scope, answer, error.headers)
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ a gather, so a bad token id let through would corrupt other people's replies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -15,22 +16,20 @@ from scheduler.tenant import Limits
 
 from .body import Refused
 from .errors import bad_request
+from .structured import Answer, StructuredFields, answer_of
 
-MOST_STOPS = 16
+MOST_STOPS = 64  # completion of code in editors sends two dozen
 MOST_STOP_LENGTH = 1024
+MOST_STOP_TEXT = 4096  # characters of all stop strings of a request: each costs microseconds
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_BIASES = 1024
+VERBOSITIES = ("low", "medium", "high")  # clients send it unasked; nothing here is told of it
+MOST_METADATA, MOST_KEY, MOST_VALUE = 16, 64, 512
 
 # Fields that would change the answer, and the values of them that ask for nothing.
 REFUSED_ALIKE: Refused = {
     "best_of": (1,),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
 }
 
 # Computed in float32: the reciprocal of a lower temperature, and a logit over a lower penalty,
@@ -47,7 +46,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class GenerationFields(msgspec.Struct, kw_only=True):
+class GenerationFields(StructuredFields, kw_only=True):
     """The fields of every request for text; None is "not given".
 
     But ``draft_model`` null asks for no draft.
@@ -77,6 +76,14 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     user: str | None = None
     cache_salt: str | None = None
     service_tier: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    def check(self) -> None:
+        """What has no effect on the reply must be sound nevertheless. Raises ApiError."""
+        check_metadata(self.metadata)
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options go with stream.", "stream_options")
 
     @property
     def choices(self) -> int:
@@ -90,19 +97,21 @@ class GenerationFields(msgspec.Struct, kw_only=True):
 
     def stops(self) -> list[str]:
         """The stop strings."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS:
-            raise bad_request(f"At most {MOST_STOPS} stop strings are possible.", "stop")
-        for stop in stops:
-            if not 0 < len(stop) <= MOST_STOP_LENGTH:
-                raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", "stop")
-        return stops
+        return checked_stops([self.stop] if isinstance(self.stop, str) else self.stop or [], "stop")
 
     def stop_ids(self, vocab_size: int, eos: frozenset[int]) -> frozenset[int]:
         """The token ids that end a reply."""
         for token in self.stop_token_ids or ():
             _check_token("stop_token_ids", token, vocab_size)
         return frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else eos)
+
+    def answer(self) -> Answer | None:
+        """The form that the answer must have."""
+        answer = answer_of(self)
+        if answer is not None and self.ignore_eos:
+            message = f"ignore_eos contradicts {answer.field}, which says where a reply ends."
+            raise bad_request(message, "ignore_eos")
+        return answer
 
     def sampling(
         self, defaults: SamplingParams, vocab_size: int, logprobs: int | None
@@ -190,6 +199,37 @@ class Room(NamedTuple):
             param,
             "context_length_exceeded",
         )
+
+
+def checked_stops(stops: list[str], param: str) -> list[str]:
+    """Stop strings that are not too many, and neither empty nor too long."""
+    if len(stops) > MOST_STOPS:
+        raise bad_request(f"At most {MOST_STOPS} stop strings are possible.", param)
+    for stop in stops:
+        if not 0 < len(stop) <= MOST_STOP_LENGTH:
+            raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", param)
+    if sum(map(len, stops)) > MOST_STOP_TEXT:
+        message = f"All stop strings together have at most {MOST_STOP_TEXT} characters."
+        raise bad_request(message, param)
+    return stops
+
+
+def one_of(name: str, value: str | None, words: tuple[str, ...]) -> None:
+    """Refuses a word that is none of those that are possible."""
+    if value is not None and value not in words:
+        raise bad_request(f"{name} is one of {', '.join(words)}.", name)
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> None:
+    """Refuses metadata beyond OpenAI's bounds; it is not kept."""
+    if len(metadata or {}) > MOST_METADATA:
+        raise bad_request(f"metadata has at most {MOST_METADATA} entries.", "metadata")
+    for key, value in (metadata or {}).items():
+        if len(key) > MOST_KEY or len(value) > MOST_VALUE:
+            raise bad_request(
+                f"A key of metadata has at most {MOST_KEY} characters, a value {MOST_VALUE}.",
+                "metadata",
+            )
 
 
 def check_tokens(param: str, tokens: list[int], vocab_size: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+import anyio
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,6 +14,7 @@ from scheduler.info import Health
 from scheduler.service import Service
 
 from .dialect import encode
+from .vllm_metrics import VllmNames
 
 STALE = 60.0  # seconds without a step after which the engine counts as hung
 
@@ -20,9 +22,13 @@ STALE = 60.0  # seconds without a step after which the engine counts as hung
 class Ops:
     """The routes."""
 
-    def __init__(self, service: Service, registry: CollectorRegistry) -> None:
+    def __init__(self, service: Service, registry: Collector) -> None:
         self._service = service
         self._registry = registry
+
+    async def here(self, request: Request) -> Response:
+        """``HEAD /``: there is a server, as clients ask before they ask for more."""
+        return Response()
 
     async def livez(self, request: Request) -> Response:
         """The process answers: 200."""
@@ -47,8 +53,13 @@ class Ops:
     async def metrics(self, request: Request) -> Response:
         """Everything that Prometheus scrapes."""
         self._service.observe()
-        write, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(write(self._registry), headers={"content-type": content_type})
+        accept = request.headers.get("accept", "")
+        if isinstance(self._registry, VllmNames):
+            accept = ""  # the client library's OpenMetrics would spoil the colons in the names
+        write, content_type = choose_encoder(accept)
+        # On a thread: with many adapters it takes longer than a stream should wait.
+        text = await anyio.to_thread.run_sync(write, self._registry)
+        return Response(text, headers={"content-type": content_type})
 
 
 def _numbers(health: Health) -> dict[str, Any]:

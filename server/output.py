@@ -5,74 +5,31 @@ Pure and synchronous, on the event loop. Knows no wire format.
 
 from __future__ import annotations
 
-import logging
-import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from mlx_lm.generate import TextStateMachine
+from engine.tokenizer import Detokenizer, Tokenizer
 
-from engine.tokenizer import Detokenizer, Tokenizer, tool_arguments
+from .calls import Calls
+from .delta import NOTHING, CallDelta, Delta
+from .harmony import HarmonySections
+from .sections import CALL, END, GAP, TEXT, THOUGHT, Kind, Sections, Segment, marked
 
-logger = logging.getLogger("commons.server")
+__all__ = ["NOTHING", "CallDelta", "Delta", "Ending", "Output"]
 
-TEXT, THOUGHT, CALL = "text", "thought", "call"
 Ending = Literal["stop", "tool_calls"]
-
-
-class CallDelta(NamedTuple):
-    """What was added to the ``number``-th call of a reply, counted from 0.
-
-    The first delta of a call brings its ``id`` and ``name``; in later ones they are empty.
-    ``arguments`` is the next piece of its JSON text.
-    """
-
-    number: int
-    id: str
-    name: str
-    arguments: str
-
-
-class Delta(NamedTuple):
-    """What a token, or several, added to a reply."""
-
-    text: str = ""
-    thought: str = ""
-    calls: tuple[CallDelta, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.text or self.thought or self.calls)
-
-    @staticmethod
-    def joined(deltas: Sequence[Delta]) -> Delta:
-        """All of ``deltas`` as one."""
-        if len(deltas) == 1:
-            return deltas[0]
-        text, thought = "".join([d.text for d in deltas]), "".join([d.thought for d in deltas])
-        return Delta(text, thought, _joined_calls([call for d in deltas for call in d.calls]))
-
-
-def _joined_calls(pieces: Sequence[CallDelta]) -> tuple[CallDelta, ...]:
-    """Each call once, with all of its arguments that are there."""
-    calls: list[CallDelta] = []
-    for piece in pieces:
-        if calls and calls[-1].number == piece.number:
-            arguments = calls[-1].arguments + piece.arguments
-            calls[-1] = calls[-1]._replace(arguments=arguments)
-        else:
-            calls.append(piece)
-    return tuple(calls)
-
-
-NOTHING = Delta()
 
 
 class Output:
     """Parses one reply as it comes.
 
     ``tokenizer`` None means plain text: no thoughts, no calls, only ``stops``. Text that may
-    yet turn out to be a stop string or a marker is held back until that is decided. ``ended``
-    tells that a stop string, or a call where only one is wanted, has ended the reply.
+    yet turn out to be a stop string or a marker is held back until that is decided. With
+    ``incremental`` calls come in pieces as they are written; without, only whole ones. A
+    ``formed`` reply is all answer from where an answer begins: a grammar sees to that.
+
+    ``ended`` tells that a stop string, which is ``stop`` then, an end marker, or a call where
+    only one is wanted, has ended the reply. ``reasoning`` counts the tokens inside thoughts.
     """
 
     def __init__(
@@ -84,120 +41,113 @@ class Output:
         thinking: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         one_call: bool = False,
+        incremental: bool = False,
+        formed: bool = False,
     ) -> None:
         self.ended: Ending | None = None
+        self.stop: str | None = None
+        self.reasoning = 0
         self._detokenizer = detokenizer
-        self._tokenizer = tokenizer
-        self._tools = tools
-        self._one_call = one_call
-        self._calls = 0
-        self._call_text = ""
-        self._last = THOUGHT if thinking else TEXT
+        self._sections = _sections(tokenizer, stops, tools, thinking, formed)
+        self._calls = None
+        if tokenizer is not None:
+            self._calls = Calls(tokenizer, tools, one=one_call, incremental=incremental)
+        self._last: Kind = TEXT if self._sections is None else self._sections.kind
         # The blank lines that templates put around a thought belong to neither side.
-        self._trim = thinking
-        edges = _transitions(tokenizer, stops, bool(tools))
-        self._plain = not any(edges.values())
-        self._state = TextStateMachine(edges).make_state(self._last)
+        self._trim = self._last == THOUGHT
 
     def add(self, token: int) -> Delta:
         """What ``token`` adds; after the reply's end nothing."""
-        return self._feed(self._detokenizer.add(token))
+        thinking = self.thinking
+        delta = self._feed(self._detokenizer.add(token))
+        if thinking and self.thinking:
+            self.reasoning += 1
+        return delta
 
     def finish(self) -> Delta:
         """What was held back when the tokens ended; an unfinished call becomes text."""
         delta = self._feed(self._detokenizer.finish())
-        if self.over():
+        if self.over() or self._sections is None:
             return delta
-        self._state, rest, state = TextStateMachine.flush(self._state)
-        end = self._section(state, rest)
-        if state == CALL:
-            end = self._close_call()
-        return Delta.joined([delta, end])
+        return Delta.joined([delta, self._taken(self._sections.flush()), self._closed()])
 
     def over(self) -> bool:
         """Whether the reply has ended before its tokens did."""
         return self.ended is not None
 
     @property
+    def thinking(self) -> bool:
+        """Whether the reply is in a thought."""
+        return self._sections is not None and self._sections.kind == THOUGHT and not self.over()
+
+    @property
     def called(self) -> bool:
-        """Whether the reply holds a tool call."""
-        return self._calls > 0
+        """Whether the reply holds tool calls, all of which are whole."""
+        return self._calls is not None and self._calls.count > 0 and not self._calls.broken
 
     def _feed(self, text: str) -> Delta:
         if self.over() or not text:
             return NOTHING
-        if self._plain:
+        if self._sections is None:
             return Delta(text)
-        self._state, segments = TextStateMachine.split(self._state, text)
+        return self._taken(self._sections.split(text))
+
+    def _taken(self, segments: Sequence[Segment]) -> Delta:
         deltas = []
-        for state, piece in segments:
-            if state is None:
-                self.ended = "stop"
-                if self._last == CALL:  # a stop string inside a call leaves it unfinished
-                    deltas.append(self._close_call())
-                break
-            deltas.append(self._section(state, piece))
+        for segment in segments:
+            deltas.append(self._section(segment))
             if self.over():
                 break
         return Delta.joined(deltas)
 
-    def _section(self, state: str, piece: str) -> Delta:
-        before, self._last = self._last, state
-        if state == CALL:
-            self._call_text += piece
-            return NOTHING
-        closed = self._close_call() if before == CALL else NOTHING
+    def _section(self, segment: Segment) -> Delta:
+        kind, before = segment.kind, self._last
+        self._last = kind
+        closed = self._closed() if kind != CALL or segment.name else NOTHING
         if self.over():
             return closed
-        if before != state:
+        if kind == END:
+            self.ended, self.stop = "stop", segment.stop
+            return closed
+        if kind == GAP:
+            return closed
+        if kind == CALL:
+            return Delta.joined([closed, self._called(segment)])
+        if before != kind:
             self._trim = True
-        if self._trim:
-            piece = piece.lstrip("\n")
-            self._trim = not piece
-        shown = Delta(thought=piece) if state == THOUGHT else Delta(text=piece)
-        return Delta.joined([closed, shown])
+        return Delta.joined([closed, self._shown(kind, segment.text)])
 
-    def _close_call(self) -> Delta:
-        """The calls in the text between two markers; the text itself where it holds none."""
-        assert self._tokenizer is not None and self._tokenizer.tool_call is not None
-        text, self._call_text = self._call_text, ""
-        try:
-            parsed = self._tokenizer.parse_tool_call(text, self._tools)
-            read = [(_sound(c["name"]), _sound(tool_arguments(c["arguments"]))) for c in parsed]
-        except (ValueError, TypeError, RecursionError):
-            read = []
-        if not read:
-            logger.warning("a tool call of the model could not be read; it is passed on as text")
-            return Delta(text=text)
-        calls = []
-        for name, arguments in read[: 1 if self._one_call else None]:
-            calls.append(CallDelta(self._calls, f"call_{uuid.uuid4().hex[:24]}", name, arguments))
-            self._calls += 1
-        if self._one_call:
+    def _called(self, segment: Segment) -> Delta:
+        assert self._calls is not None
+        begun = NOTHING
+        if not self._calls.is_open:
+            begun = self._calls.begin(segment.name)
+        return Delta.joined([begun, self._calls.add(segment.text)])
+
+    def _closed(self) -> Delta:
+        """The open call's end, if there is one."""
+        if self._calls is None or not self._calls.is_open:
+            return NOTHING
+        delta = self._calls.close()
+        if self._calls.enough:
             self.ended = "tool_calls"
-        return Delta(calls=tuple(calls))
+        return delta
+
+    def _shown(self, kind: Kind, text: str) -> Delta:
+        if self._trim:
+            text = text.lstrip("\n")
+            self._trim = not text
+        return Delta(thought=text) if kind == THOUGHT else Delta(text=text)
 
 
-def _sound(text: str) -> str:
-    """``text`` less lone surrogates: a model may write one as an escape, but it has no UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _transitions(
-    tokenizer: Tokenizer | None, stops: Sequence[str], tools: bool
-) -> dict[str, list[tuple[str, str | None]]]:
-    """Which marker leads from which section to which; None is the end of the reply."""
-    edges: dict[str, list[tuple[str, str | None]]] = {TEXT: [], THOUGHT: [], CALL: []}
-    if tokenizer is not None and tokenizer.think is not None:
-        start, end = tokenizer.think
-        edges[TEXT].append((start, THOUGHT))
-        edges[THOUGHT].append((end, TEXT))
-    if tokenizer is not None and tokenizer.tool_call is not None and tools:
-        start, end = tokenizer.tool_call
-        edges[TEXT].append((start, CALL))
-        edges[THOUGHT].append((start, CALL))
-        if end:
-            edges[CALL].append((end, TEXT))
-    for section in edges.values():
-        section.extend((stop, None) for stop in stops)
-    return edges
+def _sections(
+    tokenizer: Tokenizer | None,
+    stops: Sequence[str],
+    tools: Sequence[Mapping[str, Any]],
+    thinking: bool,
+    formed: bool,
+) -> Sections | None:
+    """The format of a reply; None for text without an end of its own."""
+    if tokenizer is not None and tokenizer.harmony:
+        return HarmonySections(stops, tools)
+    return marked(tokenizer, stops, tools, thinking=thinking, formed=formed)

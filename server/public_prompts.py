@@ -7,28 +7,31 @@ from typing import Any
 
 import msgspec
 
-from scheduler.info import PublicPrompt
+from scheduler.info import PublicPrompt, ServiceConfig
 
 from .chat import ChatMessage, Tool, message_dicts, tool_dicts
 from .errors import ApiError
 from .settings_file import ConfigError, plain_keys
+from .stable import canonical_tool
 from .tenants import Offer
 from .toml_lines import Place
 
 SETTINGS = ("model", "adapter", "text", "messages", "tools")
 
 
-def parse_public(entries: object, main: str, offer: Offer) -> tuple[PublicPrompt, ...]:
+def parse_public(entries: object, main: ServiceConfig, offer: Offer) -> tuple[PublicPrompt, ...]:
     """The prompts of ``entries``, the value of ``public`` in a file. Raises ConfigError.
 
-    ``main`` is the model of those that name none.
+    The ``main`` model is the one of those that name none.
     """
     if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError("'public' is not a list of tables: write [[public]]", ("public",))
     return tuple(_prompt(i, entry, main, offer) for i, entry in enumerate(entries))
 
 
-def _prompt(index: int, entry: Mapping[str, Any], main: str, offer: Offer) -> PublicPrompt:
+def _prompt(
+    index: int, entry: Mapping[str, Any], main: ServiceConfig, offer: Offer
+) -> PublicPrompt:
     place: Place = ("public", index)
     given = plain_keys(entry, place)
     for key, value in given.items():
@@ -37,7 +40,7 @@ def _prompt(index: int, entry: Mapping[str, Any], main: str, offer: Offer) -> Pu
             raise _wrong(f"{key!r} is not a setting; there are {there}", place, key)
         if key in ("model", "adapter", "text") and not (isinstance(value, str) and value):
             raise _wrong(f"{key!r} is a text, not {value!r}", place, key)
-    model, adapter = given.get("model", main), given.get("adapter")
+    model, adapter = given.get("model", main.served_model_name), given.get("adapter")
     if model not in offer:
         there = ", ".join(offer)
         raise _wrong(f"there is no model {model!r}; there are: {there}", place, "model")
@@ -55,7 +58,7 @@ def _prompt(index: int, entry: Mapping[str, Any], main: str, offer: Offer) -> Pu
         adapter=adapter,
         text=given.get("text"),
         messages=_messages(given["messages"], place) if "messages" in given else None,
-        tools=_tools(given["tools"], place) if "tools" in given else None,
+        tools=_tools(given["tools"], place, main) if "tools" in given else None,
     )
 
 
@@ -67,11 +70,13 @@ def _messages(value: object, place: Place) -> tuple[dict[str, Any], ...]:
         raise _wrong(f"'messages' cannot be served: {error}", place, "messages") from error
 
 
-def _tools(value: object, place: Place) -> tuple[dict[str, Any], ...]:
+def _tools(value: object, place: Place, main: ServiceConfig) -> tuple[dict[str, Any], ...]:
+    """The tools, normalised as those of requests are: else no request would begin with them."""
     try:
-        return tuple(tool_dicts(msgspec.convert(value, list[Tool])))
+        tools = tool_dicts(msgspec.convert(value, list[Tool]))
     except (msgspec.ValidationError, ApiError) as error:
         raise _wrong(f"'tools' cannot be served: {error}", place, "tools") from error
+    return tuple(map(canonical_tool, tools) if main.normalise_prompts else tools)
 
 
 def _wrong(message: str, place: Place, key: str) -> ConfigError:

@@ -12,6 +12,9 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from scheduler.aliases import Aliases
+from scheduler.served import Catalogue
+
 from .access import Access
 from .config import ServerConfig, check_grants
 from .dialect import encode
@@ -20,7 +23,7 @@ from .settings_file import ConfigError
 
 logger = logging.getLogger("commons.server")
 
-LIVE = {"service", "grants", "tenants", "reread"}  # looked into, or may change
+LIVE = {"service", "grants", "tenants", "reread", "aliases"}  # looked into, or may change
 DERIVED = {"draft_name"}  # follows from another option
 
 
@@ -33,16 +36,21 @@ class Reloaded(NamedTuple):
 
 
 class Reloader:
-    """Brings ``access`` up to date; ``reread`` is the configuration as a start would find it now.
+    """Brings ``access`` and aliases up to date with the configuration as a start would find it.
 
-    ``reread`` runs on a worker thread and raises ConfigError.
+    That is what ``reread`` finds, on a worker thread; it raises ConfigError.
     """
 
     def __init__(
-        self, config: ServerConfig, access: Access, reread: Callable[[], ServerConfig]
+        self,
+        config: ServerConfig,
+        access: Access,
+        reread: Callable[[], ServerConfig],
+        models: Catalogue,
     ) -> None:
         self._config = config
         self._access = access
+        self._models = models
         self._reread = reread
         self._lock = asyncio.Lock()  # the last to ask has the last word
 
@@ -51,6 +59,7 @@ class Reloader:
         async with self._lock:
             fresh = await anyio.to_thread.run_sync(self._fresh)
             self._access.change(fresh.grants)
+            self._models.aliases = Aliases(fresh.service.aliases)
         warn_of_keys(self._access)
         grants = fresh.grants
         return Reloaded(

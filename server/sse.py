@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import anyio
 from starlette.types import Receive, Send
 
 from .clients import ClientGone, watched, while_connected
 
-KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
 SLOW_READER = 120.0  # seconds that a client may leave its connection full
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -24,6 +23,16 @@ Producer = Callable[[Emit], Coroutine[Any, Any, None]]
 Last = Callable[[], bytes]
 
 
+class KeepAlive(NamedTuple):
+    """What is sent after how many seconds of silence."""
+
+    data: bytes
+    seconds: float
+
+
+COMMENT = KeepAlive(b": keep-alive\n\n", 15.0)
+
+
 def event(data: bytes) -> bytes:
     """One event of the OpenAI dialect."""
     return b"data: " + data + b"\n\n"
@@ -33,11 +42,12 @@ class EventStream:
     """Sends what producers emit. The response starts with the first event, so that an error
     that comes before it can still be answered with a status of its own."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, keep_alive: KeepAlive = COMMENT) -> None:
         self.started = False
         self._finished = False
         self._receive = receive
         self._send = send
+        self._alive = keep_alive
         self._last = 0.0
 
     async def run(self, producers: Sequence[Producer], last: Last) -> None:
@@ -85,10 +95,10 @@ class EventStream:
         self._last = anyio.current_time()
         while True:
             silent = anyio.current_time() - self._last
-            if silent >= KEEP_ALIVE:
-                await self.emit(b": keep-alive\n\n")
+            if silent >= self._alive.seconds:
+                await self.emit(self._alive.data)
                 silent = 0.0
-            await anyio.sleep(KEEP_ALIVE - silent)
+            await anyio.sleep(self._alive.seconds - silent)
 
 
 async def _side_by_side(producers: Sequence[Producer], emit: Emit) -> None:

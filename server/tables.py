@@ -1,4 +1,4 @@
-"""The tables of a settings file that belong together: models, tenants, public prompts."""
+"""The tables of a settings file that belong together: models, tenants, public prompts, aliases."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from scheduler.info import ServiceConfig
 
 from .access import Grants
+from .aliases import parse_aliases
 from .config import parse_api_key
 from .keys import keys_path, read_keys
 from .model_tables import parse_models
@@ -33,6 +34,8 @@ def with_tables(
         service = replace(main, models=models)
         offer: Offer = {m.name: [name for name, _ in m.adapters] for m in service.all_models}
         tenants = parse_tenants(file.values.get("tenants", {}), offer)
-        public = parse_public(file.values.get("public", []), main.served_model_name, offer)
+        public = parse_public(file.values.get("public", []), main, offer)
+        aliases = parse_aliases(file.values.get("aliases", {}), offer)
     grants = Grants(tenants, read_keys(keys_path(file.path)), digest)
-    return replace(service, tenants=grants.everybody, public=public), grants
+    service = replace(service, tenants=grants.everybody, public=public, aliases=aliases)
+    return service, grants

@@ -147,7 +147,7 @@ class Recorder(Engine):
 
     def collect(self) -> list[Outcome]:
         outcomes = super().collect()
-        for row, choices, proposed in outcomes:
+        for row, choices, proposed, _ in outcomes:
             self._record(row, range(row.length - len(choices), row.length))
             self.drafted += proposed
             self.accepted += len(choices) - 1

@@ -76,7 +76,7 @@ def answer(
     while running := [row for row, rest in left.items() if rest > 0]:
         assert all(engine.make_room(row) for row in running)
         engine.submit(running, [left[row] for row in running])
-        for row, choices, proposed in engine.collect():
+        for row, choices, proposed, _ in engine.collect():
             tally.steps += 1
             tally.proposed += proposed
             tally.accepted += len(choices) - 1

@@ -62,7 +62,7 @@ class Drafted:
             assert all(engine.make_room(row) for row in running)
             engine.submit(running, [left[row] for row in running])
             self.steps += 1
-            for row, choices, proposed in engine.collect():
+            for row, choices, proposed, _ in engine.collect():
                 assert len(choices) <= left[row]
                 left[row] -= len(choices)
                 self.details[row] += choices

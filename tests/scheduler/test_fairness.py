@@ -16,6 +16,7 @@ from engine.variant import BASE, Variant
 from scheduler.events import Event, Finished, Token
 from scheduler.ledger import Account, Ledger
 from scheduler.order import MOST_OUTRANKED, MOST_PASSED_OVER
+from scheduler.queue import MOST_AGENTS
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 from scheduler.stats import RequestStats, SchedulerStats
@@ -239,6 +240,18 @@ def test_agents_of_a_tenant_take_turns():
         core.add(request(f"b{i}", CROWD, range(50), agent="b"))
         core.add(request(f"c{i}", CROWD, range(50), agent="c"))
     assert firsts(core) == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "a3", "a4"]
+
+
+def test_of_ever_new_agents_only_so_many_are_remembered():
+    core = scheduler(Forgetful(), max_rows=1)
+    for i in range(MOST_AGENTS + 10):
+        core.add(request(f"r{i}", CROWD, range(3), agent=f"agent {i}"))
+    most, ended = 0, 0
+    while ended < MOST_AGENTS + 10:
+        ended += sum(isinstance(event, Finished) for event in core.step())
+        most = max(most, len(core.waiting.turns))
+    assert most == MOST_AGENTS
+    assert not len(core.waiting.turns)  # nobody waits: nobody need be remembered
 
 
 def test_of_agents_whose_turn_it_is_the_one_with_the_longest_prefix_goes_first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 
 from mlx_lm.utils import load_tokenizer
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from engine import embedded
 from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
-from scheduler.events import Finished, Token
+from scheduler.events import Finished, FinishReason, Token
 from scheduler.info import Health, ModelInfo, ServiceConfig
 from scheduler.live import LoadedModel
 from scheduler.metrics import Metrics
@@ -46,6 +47,8 @@ class Scripted(Service):
         self.state = GOOD
         self.fits = 1 << 30  # requests that are taken; each one after them never fits
         self.fails_after: int | None = None  # tokens
+        self.reason: FinishReason = "stop"
+        self.apart = False  # whether tokens come one by one, as far as the event loop can tell
         self.requests: list[Request] = []
         self.access = Access(grants)
         self.app = create_app(self, registry, self.access, default_max_tokens=100)
@@ -64,14 +67,20 @@ class Scripted(Service):
         self.requests.append(request)
         stream = self._streams[request.id] = RequestStream(request)
         tokens = self.tokenizer.encode(self.says)[: self.fails_after]
-        for token in tokens:
-            self._dispatch([Token(request.id, token)])
         prompt, count = len(request.prompt), len(tokens) + 1
-        end = Finished(request.id, "stop", prompt, 0, count)
+        end = Finished(request.id, self.reason, prompt, 0, count)
         if self.fails_after is not None:
             end = Finished(request.id, "error", prompt, 0, count, "The engine failed.")
-        self._dispatch([end])
+        self._say([*(Token(request.id, token) for token in tokens), end])
         return stream
+
+    def _say(self, events: list[Token | Finished]) -> None:
+        first, *rest = events
+        self._dispatch([first])
+        if rest and self.apart:
+            asyncio.get_running_loop().call_soon(self._say, rest)
+        elif rest:
+            self._dispatch(rest)
 
     @property
     def prompt(self) -> str:

@@ -114,3 +114,17 @@ def tokens_until(oracle: Oracle, tokens: Sequence[int], stops: Iterable[str]) ->
         if any(stop in text for stop in stops):
             return count
     raise AssertionError("none of the stop strings is there")
+
+
+class Pieces:
+    """A detokenizer whose tokens are the numbers of given texts."""
+
+    def __init__(self, texts: Sequence[str], last: str = "") -> None:
+        self._texts = texts
+        self._last = last
+
+    def add(self, token: int) -> str:
+        return self._texts[token]
+
+    def finish(self) -> str:
+        return self._last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +57,13 @@ def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("no messages", chat(messages=[]), "messages", None),
     ("messages missing", {"model": MODEL}, "messages", None),
@@ -104,7 +112,8 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("seed a text", chat(seed="1"), "seed", None),
     ("stop empty", chat(stop=""), "stop", None),
     ("stop with an empty one", chat(stop=["a", ""]), "stop", None),
-    ("stop too many", chat(stop=["a"] * 17), "stop", None),
+    ("stop too much", chat(stop=["a" * 1024] * 5), "stop", None),
+    ("stop too many", chat(stop=["a"] * 65), "stop", None),
     ("stop too long", chat(stop="a" * 1025), "stop", None),
     ("stop a number", chat(stop=5), "stop", None),
     ("stop ids beyond", chat(stop_token_ids=[VOCABULARY]), "stop_token_ids", None),
@@ -122,15 +131,53 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("top_logprobs below", chat(logprobs=True, top_logprobs=-1), "top_logprobs", None),
     ("top_logprobs alone", chat(top_logprobs=2), "top_logprobs", None),
     ("logprobs a number", chat(logprobs=3), "logprobs", None),
-    ("json mode", chat(response_format={"type": "json_object"}), "response_format", UNSUPPORTED),
-    ("guided", chat(guided_json={"type": "object"}), "guided_json", UNSUPPORTED),
     ("best_of", chat(best_of=2), "best_of", UNSUPPORTED),
     ("audio", chat(audio={"voice": "a", "format": "wav"}), "audio", UNSUPPORTED),
     ("modalities", chat(modalities=["text", "audio"]), "modalities", UNSUPPORTED),
-    ("prediction", chat(prediction={"type": "content"}), "prediction", UNSUPPORTED),
+    ("prediction", chat(prediction={"type": "content"}), "prediction.content", None),
+    ("prediction kind", chat(prediction={"type": "x", "content": ""}), "prediction.type", None),
+    (
+        "call without result",
+        chat(
+            messages=[
+                {"role": "user", "content": "go"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
+            ]
+        ),
+        "messages",
+        None,
+    ),
+    ("verbosity", chat(verbosity="loud"), "verbosity", None),
+    ("metadata", chat(metadata={"a": 1}), "metadata[...]", None),
+    ("metadata key", chat(metadata={"a" * 65: "x"}), "metadata", None),
+    ("metadata value", chat(metadata={"a": "x" * 513}), "metadata", None),
+    ("metadata many", chat(metadata={str(i): "" for i in range(17)}), "metadata", None),
+    ("store", chat(store="yes"), "store", None),
+    ("continue", chat(continue_final_message=True), "continue_final_message", None),
+    (
+        "continue and begin",
+        said("assistant") | {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        None,
+    ),
+    (
+        "to think and not",
+        chat(enable_thinking=True, reasoning_effort="none"),
+        "enable_thinking",
+        None,
+    ),
+    (
+        "thinking no switch",
+        chat(chat_template_kwargs={"enable_thinking": "yes"}),
+        "chat_template_kwargs",
+        None,
+    ),
     ("functions", chat(functions=[{"name": "f"}]), "functions", UNSUPPORTED),
     ("draft model", chat(draft_model=3), "draft_model", None),
-    ("tool_choice", chat(tool_choice="required"), "tool_choice", UNSUPPORTED),
+    ("tool_choice", chat(tool_choice="required"), "tool_choice", None),
+    ("tool_choice of no use", chat(tool_choice={"type": "mcp"}), "tool_choice", None),
+    ("tool_choice unknown", chat(tools=TOOLS, tool_choice=named("g")), "tool_choice", None),
+    ("tool_choice forced", chat(tools=TOOLS, tool_choice=named("f")), "tool_choice", UNSUPPORTED),
     ("tool type", chat(tools=[{"type": "web", "function": {"name": "f"}}]), "tools[0]", None),
     ("tool nameless", chat(tools=[{"function": {}}]), "tools[0].function.name", None),
     ("effort", chat(reasoning_effort="heroic"), "reasoning_effort", None),
@@ -161,7 +208,8 @@ TEXTS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("too many", text(prompt=[[5]] * 129), "n", None),
     ("too many together", text(prompt=[[5]] * 2, n=65), "n", None),
     ("logprobs", text(logprobs=21), "logprobs", None),
-    ("echo", text(echo=True), "echo", UNSUPPORTED),
+    ("echo", text(echo=True, logprobs=1), "echo", UNSUPPORTED),
+    ("echo alone", text(echo=True, max_tokens=0), "max_tokens", None),
     ("suffix", text(suffix="end"), "suffix", UNSUPPORTED),
     ("embeddings", text(prompt_embeds="AAAA"), "prompt_embeds", UNSUPPORTED),
 ]
@@ -218,10 +266,37 @@ def test_bad_body_is_refused(http: httpx.Client, route: str, body: bytes) -> Non
     refused(http.post(route, content=body, headers={"content-type": "application/json"}))
 
 
+FIELDS: list[tuple[str, str | None]] = [
+    ("lone surrogate", "messages"),
+    ("lone surrogate in a name", "user"),
+    ("lone surrogate raw", "model"),
+    ("no UTF-8", "model"),
+    ("deep objects", "a"),
+    ("deep lists", None),
+    ("deep field", "x"),
+    ("deep tool", "tools"),
+]
+
+
+@pytest.mark.parametrize(("name", "param"), FIELDS)
+def test_field_of_a_body_that_cannot_be_read_is_named(
+    http: httpx.Client, name: str, param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    error = refused(http.post(CHAT, content=BODIES[name], headers=headers))
+    assert error["param"] == param
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_content_type_must_be_json(http: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
     refused(http.post(CHAT, content=json.dumps(chat()).encode(), headers=headers), 415)
+
+
+def test_compressed_body(http: httpx.Client) -> None:
+    content = gzip.compress(json.dumps(chat()).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused(http.post(CHAT, content=content, headers=headers), 415)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

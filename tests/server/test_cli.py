@@ -37,7 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         raise SystemExit(code)
 
     monkeypatch.setattr(process, "run", run)
-    monkeypatch.setattr(cli, "_leave", leave)
+    monkeypatch.setattr(cli, "leave", leave)
     return configs
 
 
@@ -53,6 +53,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         (("serve", "surplus"), "surplus"),
         (("serve", "--api-key", "two words"), "--api-key"),
         (("serve", "--api-key", ""), "--api-key"),
+        (("serve", "--metrics-compat", "tgi"), "--metrics-compat"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -144,6 +145,7 @@ def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
         "COMMONS_LOG_LEVEL": "error",
         "COMMONS_API_KEY": "the-key",
         "COMMONS_ALLOW_UNAUTHENTICATED": "true",
+        "COMMONS_METRICS_COMPAT": "vllm",
     }
     assert invoke("serve", env=env).exit_code == 0
     (config,) = started
@@ -155,6 +157,7 @@ def test_every_option_has_its_variable(started: list[ServerConfig]) -> None:
     assert (service.max_context, service.dtype, config.drain_timeout) == (99, "float32", 0.0)
     assert not service.trust_remote_code
     assert (config.log_level, config.allow_unauthenticated) == ("error", True)
+    assert config.metrics_compat == "vllm"
     assert config.grants == Grants(api_key=digest_of(b"the-key"))
 
 

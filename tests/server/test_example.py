@@ -18,7 +18,7 @@ from server.keys import keys_path, new_key
 from .process import ROOT
 
 EXAMPLE = ROOT / "deploy" / "commons.example.toml"
-SETTING = re.compile(r"# (?=[\w-]+ = |\[)")
+SETTING = re.compile(r"# (?=[\w-]+ = |\"[^\"]+\" = |\[)")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         raise SystemExit(code)
 
     monkeypatch.setattr(process, "run", run)
-    monkeypatch.setattr(cli, "_leave", leave)
+    monkeypatch.setattr(cli, "leave", leave)
     return configs
 
 
@@ -74,6 +74,7 @@ def test_what_is_commented_out_is_right_too(started: list[ServerConfig], tmp_pat
     assert ended.exit_code == 0, ended.output
     (config,) = started
     assert [m.name for m in config.service.all_models] == ["qwen3", "coder"]
+    assert config.service.aliases == (("gpt-4o", "qwen3"), ("claude-*", "coder:review"))
     chat, text_prompt = config.service.public
     assert (chat.model, text_prompt.text) == ("coder", "Once upon a time")
     assert chat.tools is not None

@@ -79,6 +79,17 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
     "ignore_eos": st.booleans(),
     "user": TEXTS,
+    "metadata": st.dictionaries(TEXTS, mostly(TEXTS, ANYTHING), max_size=2),
+    "store": st.booleans(),
+    "enable_thinking": st.booleans(),
+    "chat_template_kwargs": st.dictionaries(
+        st.sampled_from(["enable_thinking", "thinking", "reasoning_effort"]),
+        mostly(st.booleans(), ANYTHING),
+        max_size=2,
+    ),
+    "continue_final_message": st.booleans(),
+    "add_generation_prompt": st.booleans(),
+    "prediction": st.fixed_dictionaries({"type": st.just("content"), "content": TEXTS}),
 }
 # The length is always sound: long replies would only take time.
 BASE = st.fixed_dictionaries(

@@ -221,9 +221,8 @@ def test_models(http: httpx.Client, client: OpenAI, tiny: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
-        ("GET", "/v1/responses", 404, "not_found"),
-        ("POST", "/v1/messages", 404, "not_found"),
+        ("GET", "/", 405, "method_not_allowed"),
+        ("GET", "/v1/responses", 405, "method_not_allowed"),
         ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "/health/", 404, "not_found"),
         ("GET", "/%00%ff%0a", 404, "not_found"),

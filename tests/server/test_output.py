@@ -15,7 +15,11 @@ from mlx_lm.utils import load_tokenizer
 
 from engine import embedded
 from engine.tokenizer import Tokenizer
+from server.calls import MOST_CALL
 from server.output import Delta, Output
+from server.sections import MarkedSections
+
+from .support import Pieces
 
 TOOLS = ({"type": "function", "function": {"name": "look"}},)
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
@@ -24,20 +28,6 @@ MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 @functools.cache
 def tokenizer() -> Tokenizer:
     return Tokenizer(load_tokenizer(embedded.path()))
-
-
-class Pieces:
-    """A detokenizer whose tokens are the numbers of given texts."""
-
-    def __init__(self, texts: Sequence[str], last: str = "") -> None:
-        self._texts = texts
-        self._last = last
-
-    def add(self, token: int) -> str:
-        return self._texts[token]
-
-    def finish(self) -> str:
-        return self._last
 
 
 def parse(texts: Sequence[str], *, last: str = "", **options: Any) -> tuple[Delta, Output]:
@@ -241,3 +231,141 @@ def test_markers_are_seen_however_they_are_tokenised(text: str) -> None:
     output = Output(tokenizer().detokenizer(), tokenizer=tokenizer(), tools=TOOLS)
     deltas = [output.add(token) for token in tokenizer().encode(text)]
     assert shown(Delta.joined([*deltas, output.finish()])) == shown(expected)
+
+
+PIECES = [
+    '<tool_call>\n{"na',
+    'me": "look", "arg',
+    'uments": {"x',
+    '": "a}"',
+    "}",
+    "}\n</tool",
+    "_call>done",
+]
+
+
+def test_call_comes_as_it_is_written() -> None:
+    output = Output(Pieces(PIECES), tokenizer=tokenizer(), tools=TOOLS, incremental=True)
+    deltas = [output.add(i) for i in range(len(PIECES))]
+    first, *more = [c for d in deltas for c in d.calls]
+    assert (first.number, first.name, first.arguments) == (0, "look", "")
+    assert first.id.startswith("call_")
+    assert [(c.number, c.id, c.name, c.arguments) for c in more] == [
+        (0, "", "", '{"x'),
+        (0, "", "", '": "a}"'),
+        (0, "", "", "}"),
+    ]
+    assert deltas[-1].text == "done"
+    assert output.called
+
+
+@pytest.mark.parametrize(
+    ("text", "calls", "rest"),
+    [
+        ("<tool_call>look!</tool_call>.", [], "look!."),
+        ('<tool_call>{"name": "f"', [("f", "")], ""),
+        ('<tool_call>{"name": "f", "arguments": {"x', [("f", '{"x')], ""),
+        ('<tool_call>{"name": "f", "arguments": {"x"}}</tool_call>.', [("f", '{"x"}')], "."),
+        ('<tool_call>{"name": "f", "arguments": {}} x</tool_call>.', [("f", "{}")], "."),
+        ('<tool_call>{"name": "f"}{"name": "g"}</tool_call>.', [("f", "")], "."),
+    ],
+)
+def test_malformed_call_stays_as_it_was_sent(
+    text: str, calls: list[tuple[str, str]], rest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for texts in ([text], list(text)):
+        caplog.clear()
+        delta, output = parse(texts, incremental=True)
+        assert [(c.name, c.arguments) for c in delta.calls] == calls
+        assert (delta.text, output.called) == (rest, False)
+        assert "tool call" in caplog.text
+        whole, _ = parse(texts)
+        assert not whole.calls
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_one_malformed_call_spoils_the_turn_only_where_it_was_sent(incremental: bool) -> None:
+    broken = '<tool_call>{"name": "f", "arguments": {"x</tool_call>'
+    _, output = parse([call(), broken], incremental=incremental)
+    assert output.called != incremental
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_call_without_end_is_text(incremental: bool) -> None:
+    text = "x" * (MOST_CALL + 1)
+    delta, output = parse(["<tool_call>", text, "y</tool_call>z"], incremental=incremental)
+    assert delta.text == text + "yz"
+    assert not output.called
+
+
+def test_endless_arguments_stop_coming() -> None:
+    begin = '<tool_call>{"name": "f", "arguments": {"x": "'
+    delta, output = parse([begin, "x" * MOST_CALL, "y", "</tool_call>z"], incremental=True)
+    assert (delta.text, output.called) == ("z", False)
+    assert len(delta.calls[0].arguments) < MOST_CALL
+
+
+def test_stop_string_is_told() -> None:
+    for stops, stop in ((["x", "two"], "two"), (["one", "e t"], "one"), (["zwei"], None)):
+        _, output = parse(["one t", "wo"], stops=stops)
+        assert output.stop == stop
+        assert (output.ended == "stop") == (stop is not None)
+    _, output = parse([call(), "x"], one_call=True, stops=["x"])
+    assert (output.ended, output.stop) == ("tool_calls", None)
+
+
+def test_tokens_of_thoughts_are_counted() -> None:
+    _, output = parse(["a", "<think>", "b", "c", "</think>", "d", "<think>", "e"])
+    assert output.reasoning == 3
+    _, output = parse(["b", "c</think>", "d"], thinking=True)
+    assert output.reasoning == 1
+
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text('a"\\{}[]é\n', max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner),
+    max_leaves=6,
+)
+ARGUMENTS = st.dictionaries(st.text("ab", max_size=2), VALUES, max_size=3)
+CALLS = ARGUMENTS.map(lambda arguments: call("look", x=arguments))
+BROKEN = CALLS.map(lambda text: text.replace("}", "", 1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(FRAGMENTS | CALLS | BROKEN, max_size=6).map("".join), CUTS, STOPS, st.booleans())
+def test_pieces_make_the_whole(
+    text: str, places: list[int], stops: list[str], one_call: bool
+) -> None:
+    options = {"stops": stops, "one_call": one_call}
+    whole, output = parse([text], **options)
+    pieces, other = parse(cut(text, places), incremental=True, **options)
+    if pieces.calls and not other.called:  # one was sent that turned out to be malformed
+        assert whole.text != pieces.text
+        return
+    assert shown(pieces) == shown(whole)
+    assert (other.ended, other.stop, other.called) == (output.ended, output.stop, output.called)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_an_answer_of_a_form_has_no_markers(size: int) -> None:
+    """What looks like one inside a JSON text belongs to it; stop strings still count."""
+    answer = '{"a": "<think>no</think> <tool_call>{}</tool_call>"'
+    said = f"why</think>\n{answer}"
+    sections = MarkedSections(
+        {
+            "text": [("<think>", "thought"), ("<tool_call>", "call")],
+            "thought": [("</think>", "text")],
+            "call": [("</tool_call>", "text")],
+        },
+        ["STOP"],
+        thinking=True,
+        formed=True,
+    )
+    whole = said + "STOP and more"
+    pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
+    found = [s for piece in pieces for s in sections.split(piece)] + sections.flush()
+    of = lambda kind: "".join(s.text for s in found if s.kind == kind)
+    assert of("thought") == "why"
+    assert of("text").strip() == answer
+    assert of("call") == ""
+    assert any(s.kind == "end" for s in found)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from scheduler.info import ServiceConfig
+from scheduler.served import Catalogue
 from scheduler.tenant import DEFAULT, Tenant
 from server.access import Access, Grants
 from server.config import ServerConfig
@@ -274,7 +275,7 @@ async def test_who_asked_is_told_of_changes() -> None:
     access.on_change(told.append)
     access.on_change(lambda tenants: told.append(access.tenants))
     fresh = [configured("a", "b")]
-    done = await Reloader(first, access, fresh.pop).reload()
+    done = await Reloader(first, access, fresh.pop, Catalogue([])).reload()
     assert done == (["a", "b"], 1, [])
     assert told == [(Tenant("a"), Tenant("b"))] * 2
 
@@ -287,7 +288,7 @@ async def test_a_refusal_changes_nothing() -> None:
     first = configured("a")
     access = Access(first.grants)
     access.on_change(lambda tenants: pytest.fail("nothing changed"))
-    reloader = Reloader(first, access, refuses)
+    reloader = Reloader(first, access, refuses, Catalogue([]))
     with pytest.raises(ConfigError, match=r"c\.toml:1: no"):
         await reloader.reload()
     await reloader.on_signal()
@@ -304,7 +305,7 @@ async def test_files_are_read_off_the_event_loop() -> None:
         return configured("a")
 
     first = configured("a")
-    await Reloader(first, Access(first.grants), reread).reload()
+    await Reloader(first, Access(first.grants), reread, Catalogue([])).reload()
     assert threads
 
 

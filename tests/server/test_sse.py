@@ -11,7 +11,7 @@ import pytest
 
 from server import sse
 from server.clients import ClientGone, watched, while_connected
-from server.sse import Emit, EventStream, Producer, event
+from server.sse import COMMENT, Emit, EventStream, KeepAlive, Producer, event
 
 from .process import PATIENCE
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.anyio
 class Client:
     """The other end: what was sent, and when it hangs up or stops reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_alive: KeepAlive = COMMENT) -> None:
         self.messages: list[dict[str, Any]] = []
         self.gone = asyncio.Event()
         self.reads = asyncio.Event()
         self.reads.set()
         self.on_body: Callable[[bytes], None] = lambda _: None
-        self.stream = EventStream(self.receive, self.send)
+        self.stream = EventStream(self.receive, self.send, keep_alive)
 
     async def receive(self) -> dict[str, Any]:
         await self.gone.wait()
@@ -118,9 +118,8 @@ async def test_a_failing_producer_ends_the_others() -> None:
     assert client.text == "a"
 
 
-async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.001)
-    client = Client()
+async def test_silence_is_filled_with_comments() -> None:
+    client = Client(COMMENT._replace(seconds=0.001))
     comments = asyncio.Semaphore(0)
     client.on_body = lambda body: comments.release() if body.startswith(b":") else None
 
@@ -151,8 +150,7 @@ async def test_slow_reader_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_slow_reader_is_given_up_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "SLOW_READER", 0.001)
-    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.001)
-    client = Client()
+    client = Client(COMMENT._replace(seconds=0.001))
     client.reads.clear()
     with pytest.raises(ClientGone):
         await client.run([forever])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.info import PublicPrompt
+from scheduler.info import PublicPrompt, ServiceConfig
 from scheduler.tenant import Limits, Tenant
 from server.public_prompts import parse_public
 from server.settings_file import ConfigError, SettingsFile, read_file
@@ -28,7 +28,7 @@ def tenants(file: SettingsFile) -> tuple[Tenant, ...]:
 
 def public(file: SettingsFile) -> tuple[PublicPrompt, ...]:
     with file.blamed():
-        return parse_public(file.values.get("public", []), "main", OFFER)
+        return parse_public(file.values.get("public", []), ServiceConfig("main", "main"), OFFER)
 
 
 def test_every_setting(tmp_path: Path) -> None:

@@ -96,16 +96,29 @@ def test_system_prompt_ends_where_conversations_part(
 ) -> None:
     tokenizer = full(system_boundary=True)
     prompt = tokenizer.chat(messages, tools)
-    (boundary,) = prompt.boundaries
+    boundary = prompt.boundaries[0]
     head = text(prompt._replace(tokens=prompt.tokens[:boundary]), tokenizer)
     assert head.endswith("<|im_end|>\n<|im_start|>user\n")
     other = [*messages[:-1], {"role": "user", "content": "Something else entirely"}]
     assert tokenizer.chat(other, tools).tokens[:boundary] == prompt.tokens[:boundary]
-    assert tokenizer.chat(other, tools).boundaries == (boundary,)
+    assert tokenizer.chat(other, tools).boundaries[0] == boundary
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": True}])
+def test_what_was_said_ends_before_the_reply_is_asked_for(options: dict[str, Any]) -> None:
+    tokenizer = full(system_boundary=True)
+    messages = said(("system", "You are brief."), ("user", "hi"))
+    prompt = tokenizer.chat(messages, None, options)
+    end = prompt.boundaries[-1]
+    assert text(prompt._replace(tokens=prompt.tokens[end:]), tokenizer).startswith("<|im_start|>as")
+    later = [*messages, *said(("assistant", "yes"), ("user", "so"))]
+    assert tokenizer.chat(later, None, options).tokens[:end] == prompt.tokens[:end]
+    continued = [*messages, *said(("assistant", "yes"))]
+    assert len(tokenizer.chat(continued).boundaries) == 1
 
 
 def test_no_boundary_without_a_system_prompt_or_need() -> None:
-    assert full(system_boundary=True).chat(said(("user", "hi"))).boundaries == ()
+    assert len(full(system_boundary=True).chat(said(("user", "hi"))).boundaries) == 1
     assert full().chat(said(("system", "s"), ("user", "hi"))).boundaries == ()
     alone = full(system_boundary=True).chat(said(("system", "s")))
     assert all(0 < b < len(alone.tokens) for b in alone.boundaries)

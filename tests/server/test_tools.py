@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from .scripted import Scripted
@@ -16,7 +17,10 @@ from .support import chunks
 pytestmark = pytest.mark.anyio
 
 ROUTE = "/v1/chat/completions"
-TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object"}},
+}
 CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
 
 
@@ -69,12 +73,36 @@ async def test_tool_call(http: httpx.AsyncClient, service: Scripted) -> None:
     assert call["function"]["name"] == "look"
     assert json.loads(call["function"]["arguments"]) == {"x": "é"}
     deltas, reason = await streamed(http)
-    (part,) = [c for d in deltas for c in d.get("tool_calls", [])]
+    first, *more = [c for d in deltas for c in d.get("tool_calls", [])]
     assert reason == "tool_calls"
-    assert part["index"] == 0
-    assert part["function"] == call["function"]
+    assert (first["index"], first["type"], first["function"]["name"]) == (0, "function", "look")
+    assert all(part.keys() == {"index", "function"} for part in more)
+    arguments = "".join(part["function"]["arguments"] for part in (first, *more))
+    assert arguments == call["function"]["arguments"]
     assert joined(deltas, "content") == ""
     assert '"name": "look"' in service.prompt
+
+
+async def test_arguments_reach_the_sdk_as_they_are_written(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says, service.apart = f"Let me see.{CALL}", True
+    tool: Any = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+    said: Any = body()["messages"]
+    async with AsyncOpenAI(base_url="http://server/v1", api_key="-", http_client=http) as client:
+        asked = client.chat.completions.stream(model="m", messages=said, tools=[tool])
+        async with asked as stream:
+            pieces = [
+                event.arguments_delta
+                async for event in stream
+                if event.type == "tool_calls.function.arguments.delta"
+            ]
+            choice = (await stream.get_final_completion()).choices[0]
+    assert len(pieces) > 4
+    assert "".join(pieces) == '{"x": "é"}'
+    assert (choice.message.content, choice.finish_reason) == ("Let me see.", "tool_calls")
+    (call,) = choice.message.tool_calls or ()
+    assert (call.function.name, call.function.parsed_arguments) == ("look", {"x": "é"})
 
 
 async def test_text_and_two_calls(http: httpx.AsyncClient, service: Scripted) -> None:
@@ -84,7 +112,8 @@ async def test_text_and_two_calls(http: httpx.AsyncClient, service: Scripted) ->
     assert len({c["id"] for c in choice["message"]["tool_calls"]}) == 2
     deltas, _ = await streamed(http)
     parts = [c for d in deltas for c in d.get("tool_calls", [])]
-    assert [p["index"] for p in parts] == [0, 1]
+    assert [p["index"] for p in parts if "id" in p] == [0, 1]
+    assert all("</" not in p["function"]["arguments"] for p in parts)
     assert joined(deltas, "content") == "Let me see."
     single = await whole(http, parallel_tool_calls=False)
     assert len(single["message"]["tool_calls"]) == 1
@@ -108,6 +137,92 @@ async def test_malformed_call_is_text(http: httpx.AsyncClient, service: Scripted
     choice = await whole(http)
     assert choice["message"]["content"] == "look around"
     assert choice["finish_reason"] == "stop"
+
+
+async def test_half_a_call_of_a_stream_is_no_call_to_make(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = '<tool_call>{"name": "look", "arguments": {"x": '
+    deltas, reason = await streamed(http)
+    parts = [c for d in deltas for c in d.get("tool_calls", [])]
+    assert reason == "stop"
+    assert "".join(p["function"]["arguments"] for p in parts) == '{"x": '
+    choice = await whole(http)
+    assert choice["message"]["content"] == '{"name": "look", "arguments": {"x": '
+    assert choice["finish_reason"] == "stop"
+
+
+async def test_half_a_surrogate_pair_in_an_earlier_call_does_no_harm(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = "ok"
+    function = {"name": "look", "arguments": '{"x": "\\ud800"}'}
+    call = {"id": "c1", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "seen"},
+    ]
+    await whole(http, messages=messages)
+    assert '{"x": "?"}' in service.prompt
+
+
+async def test_thoughts_are_counted_in_usage(http: httpx.AsyncClient, service: Scripted) -> None:
+    service.says = "well well</think>\n\nyes"
+    for effort, least in (("high", 1), ("none", 0)):
+        response = await http.post(ROUTE, json=body(reasoning_effort=effort))
+        usage = response.json()["usage"]
+        thought = usage["completion_tokens_details"]["reasoning_tokens"]
+        assert thought == (len(service.tokenizer.encode("well well")) if least else 0)
+        assert thought < usage["completion_tokens"]
+
+
+async def test_thought_of_an_earlier_turn_under_either_name(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    service.says = "ok"
+    for name in ("reasoning", "reasoning_content"):
+        messages = [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": "gone", name: "so be it"},
+            {"role": "user", "content": "on"},
+        ]
+        await whole(http, messages=messages)
+        assert "<think>\nso be it\n</think>\n\ngone" in service.prompt
+
+
+@pytest.mark.parametrize(
+    ("more", "end"),
+    [
+        ({}, "so it"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "so it"),
+        ({"continue_final_message": False}, "so it<|im_end|>\n<|im_start|>assistant\n"),
+        ({"add_generation_prompt": True}, "so it<|im_end|>\n<|im_start|>assistant\n"),
+    ],
+)
+async def test_answer_begun_by_the_client(
+    http: httpx.AsyncClient, service: Scripted, more: dict[str, Any], end: str
+) -> None:
+    service.says = " goes"
+    said = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "so it"}]
+    choice = await whole(http, messages=said, **more)
+    assert choice["message"]["content"] == " goes"
+    assert service.prompt.removesuffix("<think>\n\n</think>\n\n").endswith(end)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"store": True, "user": "u", "metadata": {"k": "v"}, "verbosity": "low"},
+        {"prediction": {"type": "content", "content": "ok"}},
+        {"prediction": {"type": "content", "content": [{"type": "text", "text": "ok"}]}},
+    ],
+)
+async def test_what_has_no_effect_is_taken(
+    http: httpx.AsyncClient, service: Scripted, more: dict[str, Any]
+) -> None:
+    service.says = "ok"
+    assert (await whole(http, **more))["message"]["content"] == "ok"
 
 
 async def test_call_with_a_lone_surrogate_can_be_sent(
