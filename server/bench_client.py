@@ -49,6 +49,7 @@ class Reply(NamedTuple):
     completion_tokens: int
     finish_reason: str
     counted: bool
+    cached_counted: bool
 
     @property
     def inter_token(self) -> float | None:
@@ -220,6 +221,7 @@ class _ReplyReader:
             completion_tokens=usage.completion_tokens if self._usage else len(at),
             finish_reason=self._finish_reason,
             counted=self._usage is not None,
+            cached_counted=details.cached_tokens is not None,
         )
 
 

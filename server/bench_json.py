@@ -11,7 +11,8 @@ What came of it:
 - ``wall_s``: seconds from the start to the end of the last request;
 - ``interrupted``: whether Ctrl-C ended it early;
 - ``requests``, ``errors``, ``error_messages`` and ``finish_reasons`` (each to its count),
-  ``uncounted_replies`` (replies for which the server gave no usage);
+  ``uncounted_replies`` (replies for which the server gave no usage), ``replies_without_cached``
+  (those for which it did not say how much it reused, which counts as nothing);
 - ``prompt_tokens``, ``cached_tokens``, ``completion_tokens``: sums of the server's usage;
 - ``hit_rate``: cached by prompt tokens; ``output_tokens_per_s``: completion tokens by wall;
 - ``ttft_s``, ``itl_s``, ``pause_s``, each ``{"p50", "p95", "max"}`` or nulls: seconds to the

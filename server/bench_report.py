@@ -48,6 +48,9 @@ def total_table(report: Numbers) -> Table:
     table.add_row("requests / errors", f"{report['requests']} / {report['errors']}")
     if report["uncounted_replies"]:
         table.add_row("replies without usage", str(report["uncounted_replies"]))
+    if report["replies_without_cached"]:
+        untold = str(report["replies_without_cached"])
+        table.add_row("replies that do not tell what was reused", untold)
     return table
 
 

@@ -146,6 +146,7 @@ class Results:
             "error_messages": dict(self.errors.most_common()),
             "finish_reasons": dict(reasons.most_common()),
             "uncounted_replies": sum(not r.counted for r in replies),
+            "replies_without_cached": sum(not r.cached_counted for r in replies),
             **_totals(replies),
             "output_tokens_per_s": self._per_second(replies),
             "itl_s": _inter_token(replies),

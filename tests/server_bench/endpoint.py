@@ -21,7 +21,7 @@ class TinyEndpoint:
     counts as cached. ``say`` replaces what is written to the stream."""
 
     def __init__(self) -> None:
-        self.models = ["tiny"]
+        self.models: list[str | dict[str, str]] = ["tiny"]
         self.bodies: list[dict] = []
         self.keys: list[str | None] = []
         self.usages: list[dict] = []
@@ -69,7 +69,8 @@ class TinyEndpoint:
         await runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": m} for m in self.models]})
+        data = [m if isinstance(m, dict) else {"id": m} for m in self.models]
+        return web.json_response({"object": "list", "data": data})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -29,7 +29,8 @@ app.command()(bench)
 # What programs may rely on; a key that goes, or means something else, takes a new version.
 KEYS = {
     "version", "base", "model", "began", "scenario", "wall_s", "interrupted", "requests", "errors",
-    "error_messages", "finish_reasons", "uncounted_replies", "prompt_tokens", "cached_tokens",
+    "error_messages", "finish_reasons", "uncounted_replies", "replies_without_cached",
+    "prompt_tokens", "cached_tokens",
     "completion_tokens", "hit_rate", "output_tokens_per_s", "ttft_s", "itl_s", "pause_s",
     "by_turn", "by_group", "pause_histogram", "course", "memory",
 }  # fmt: skip
