@@ -53,7 +53,7 @@ def report(
         "base": endpoint.base,
         "model": endpoint.model,
         "began": began.isoformat(" ", "seconds"),
-        "scenario": msgspec.to_builtins(scenario),
+        "scenario": msgspec.json.decode(msgspec.json.encode(scenario)),
         **results.json(),
         "memory": memory(looks),
     }
