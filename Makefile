@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve prometheus dashboards test lint types bench compare oracle schemas train clean
+.PHONY: setup serve doctor prometheus dashboards test lint types bench compare oracle schemas train clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml
 
 serve: setup
 	$(BIN)/commons serve $(ARGS)
+
+doctor: setup
+	$(BIN)/commons doctor $(ARGS)
 
 prometheus:
 	prometheus --config.file=deploy/prometheus/prometheus.yml --storage.tsdb.path=build/prometheus $(ARGS)

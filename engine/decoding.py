@@ -128,8 +128,11 @@ class Decoding:
             self.input_tokens += 1 + accepted
             if self.speculation is not None:
                 self.speculation.settle(row, start, len(guesses), accepted)
-            steering = row.sampling.steering
-            end = None if steering is None else steering.advance([c.token for c in choices])
+            end = None
+            if (steering := row.sampling.steering) is not None:
+                # A proposal may be the end, and be followed by a token all the same.
+                choices = choices[: steering.advance([c.token for c in choices])]
+                end = steering.end
             outcomes.append(Outcome(row, choices, len(guesses), end))
             first += count
         return outcomes

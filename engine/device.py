@@ -6,6 +6,9 @@ documentation and have been run only on the CPU backend so far.
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,6 +21,9 @@ MIB = 1 << 20
 LEAST_KV = 64 * MIB
 CPU_CACHE = 32 * MIB
 CGROUP = Path("/sys/fs/cgroup")
+MAPS = Path("/proc/self/maps")
+WIRED_LIMIT = "iogpu.wired_limit_mb"
+PROBE = 768  # rows and columns of the product that is timed
 
 
 class Device(NamedTuple):
@@ -92,6 +98,54 @@ def active_memory() -> int:
 def clear_cache() -> None:
     """Gives freed buffers back to the system."""
     mx.clear_cache()
+
+
+def free_memory() -> int:
+    """Bytes that other programs leave."""
+    return _host_memory()[1]
+
+
+def wired_limit() -> int | None:
+    """What a Mac lets its GPU keep resident, in MiB; 0: its own default; None: not a Mac."""
+    try:
+        shown = subprocess.run(
+            ["sysctl", "-n", WIRED_LIMIT], capture_output=True, text=True, timeout=5.0, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    text = shown.stdout.strip()
+    return int(text) if text.isdigit() else None
+
+
+def product_speed() -> float:
+    """Floating-point operations a second of a float32 product; takes well under a second."""
+    a = mx.random.normal((PROBE, PROBE))
+    mx.eval(a, a @ a)
+    began = time.perf_counter()
+    mx.eval(a @ a)
+    return 2.0 * PROBE**3 / (time.perf_counter() - began)
+
+
+def openblas() -> Path | None:
+    """The OpenBLAS in this process, if there is one; MLX's CPU backend then multiplies with it."""
+    try:
+        maps = MAPS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    paths = (line.split(maxsplit=5)[5] for line in maps.splitlines() if "/" in line)
+    # Others bring one of their own for themselves, under names of their own.
+    found = (p for p in paths if "openblas" in p and Path(p).name.startswith("libblas.so"))
+    return next(map(Path, found), None)
+
+
+def openblas_core(library: Path) -> str | None:
+    """The processor that OpenBLAS takes this one for."""
+    try:
+        name = ctypes.CDLL(str(library)).openblas_get_corename
+    except (OSError, AttributeError):
+        return None
+    name.restype = ctypes.c_char_p
+    return str(name().decode("ascii", "replace"))
 
 
 def _backend() -> Backend:

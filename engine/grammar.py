@@ -6,6 +6,8 @@ thread.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -13,10 +15,11 @@ from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
-from .grammar_trial import LIMITS, fault
+from .grammar_trial import LIMITS, TRIALS, Verdict
 
 MOST_GRAMMARS = 256
-MOST_SOURCE_BYTES = 16 << 20  # of all kept grammars
+MOST_BYTES = 256 << 20  # of all kept grammars
+MOST_VERDICTS = 1024
 
 
 class GrammarError(ValueError):
@@ -54,8 +57,9 @@ class Grammars:
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[str, Grammar] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Grammar, int]] = OrderedDict()
         self._bytes = 0
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
 
     @property
     def ready(self) -> bool:
@@ -65,19 +69,38 @@ class Grammars:
     def kept(self, source: str) -> Grammar | None:
         """The compiled ``source``, if it has lately been compiled."""
         with self._lock:
-            grammar = self._kept.get(source)
-            if grammar is None:
+            found = self._kept.get(source)
+            if found is None:
                 self.misses += 1
-            else:
-                self.hits += 1
-                self._kept.move_to_end(source)
-            return grammar
+                return None
+            self.hits += 1
+            self._kept.move_to_end(source)
+            return found[0]
+
+    def check(self, source: str) -> Verdict:
+        """Tries a Lark grammar in a process apart. Raises GrammarError."""
+        key = hashlib.blake2b(source.encode(), digest_size=16).digest()
+        with self._lock:
+            verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = TRIALS.verdict(source)
+            with self._lock:
+                if verdict.final:
+                    self._verdicts[key] = verdict
+                while len(self._verdicts) > MOST_VERDICTS:
+                    self._verdicts.popitem(last=False)
+        if verdict.wrong:
+            raise GrammarError(_line(verdict.wrong))
+        return verdict
 
     def compile(self, source: str) -> Grammar:
-        """Compiles a Lark grammar, in a process apart first. Raises GrammarError."""
+        """Compiles a Lark grammar that passes ``check``. Raises GrammarError."""
+        verdict = self.check(source)
         tokenizer = self.tokenizer()
-        if wrong := fault(source):
-            raise GrammarError(_line(wrong))
+        with self._lock:
+            found = self._kept.get(source)  # another thread may just have compiled it
+        if found is not None:
+            return found[0]
         try:
             matcher = LLMatcher(tokenizer, source, log_level=0, limits=LIMITS)
             if not matcher.is_error():
@@ -87,7 +110,7 @@ class Grammars:
         if matcher.is_error():
             raise GrammarError(_line(matcher.get_error()))
         grammar = Grammar(matcher, tokenizer.vocab_size, self._eos)
-        self._keep(source, grammar)
+        self._keep(source, grammar, len(source) + verdict.nbytes)
         return grammar
 
     def tokenizer(self) -> LLTokenizer:
@@ -99,14 +122,14 @@ class Grammars:
                 self._tokenizer = _read(self._fast, sorted(self._eos))
             return self._tokenizer
 
-    def _keep(self, source: str, grammar: Grammar) -> None:
+    def _keep(self, source: str, grammar: Grammar, size: int) -> None:
         with self._lock:
-            if source not in self._kept:
-                self._bytes += len(source)
-            self._kept[source] = grammar
-            while len(self._kept) > self._most or self._bytes > MOST_SOURCE_BYTES:
-                old, _ = self._kept.popitem(last=False)
-                self._bytes -= len(old)
+            _, before = self._kept.pop(source, (None, 0))
+            self._kept[source] = grammar, size
+            self._bytes += size - before
+            while len(self._kept) > self._most or self._bytes > MOST_BYTES:
+                _, (_, freed) = self._kept.popitem(last=False)
+                self._bytes -= freed
 
 
 def _read(fast: Any, eos: list[int]) -> LLTokenizer:
@@ -114,8 +137,12 @@ def _read(fast: Any, eos: list[int]) -> LLTokenizer:
     copy = type(fast).from_str(fast.to_str())
     copy.no_padding()
     copy.no_truncation()
+    described = json.loads(copy.to_str())
+    for token in described.get("added_tokens") or ():
+        # Markers of thoughts and calls must not come inside a text; a grammar names their tokens.
+        token["special"] = token["special"] or bool(token["content"].strip())
     try:
-        return LLTokenizer(copy.to_str(), eos_token=eos)
+        return LLTokenizer(json.dumps(described), eos_token=eos)
     except ValueError as error:
         raise GrammarError("this model's tokenizer cannot be used with grammars") from error
 

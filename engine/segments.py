@@ -77,7 +77,7 @@ class SegmentedEncoder:
         return made
 
     def _encode(self, text: str) -> array[int]:
-        return array("i", self._fast.encode(text, add_special_tokens=False).ids)
+        return array("i", encoded(self._fast, text))
 
     def _agrees(self) -> bool:
         """Whether pieces give what the whole text gives, around every special token."""
@@ -87,6 +87,13 @@ class SegmentedEncoder:
             if self.encode(text) != self._encode(text):
                 return False
         return True
+
+
+def encoded(fast: Any, text: str, *, special: bool = False) -> list[int]:
+    """Token ids of ``text``; other threads go on meanwhile, which a single ``encode`` prevents."""
+    (encoding,) = fast.encode_batch_fast([text], add_special_tokens=special)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def _special_tokens(fast: Any) -> dict[str, int]:

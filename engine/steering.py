@@ -97,12 +97,14 @@ class Steering:
             self.matcher.rollback(consumed)
         return found
 
-    def advance(self, tokens: Sequence[int]) -> End | None:
-        """Follows generated tokens; whether the reply has ended with them."""
-        for token in tokens:
+    def advance(self, tokens: Sequence[int]) -> int:
+        """Follows generated tokens; how many of them there are up to the reply's end."""
+        for count, token in enumerate(tokens):
             thought = self._thinks(self._thinking, token)
             self._thinking = self._next(self._thinking, token)
-            if thought or self._grammar is None or self.end is not None:
+            if self.end == "stop":
+                return count
+            if thought or self._grammar is None or self.end == "error":
                 continue
             if token in self._grammar.eos:
                 self.end = "stop"
@@ -110,7 +112,7 @@ class Steering:
                 self.end = "error"
             elif self.matcher.is_stopped():
                 self.end = "error" if self.matcher.is_error() else "stop"
-        return self.end
+        return len(tokens)
 
     @property
     def matcher(self) -> LLMatcher:
@@ -146,8 +148,11 @@ class Steering:
             return None
         if thinking is not None and thinking.phase == "inside":
             return self._all_but(self._barred)
+        assert self._grammar is not None
         mask = np.zeros(self.words, np.int32)
-        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        # A model may have more tokens than its tokenizer, whose mask must have its very length.
+        known = -(-self._grammar.vocab_size // 32)
+        self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask[:known].nbytes)
         if self.matcher.is_error() or not mask.any():
             log.warning("a grammar failed: %s", self.matcher.get_error()[:500])
             self.end = "error"

@@ -19,7 +19,7 @@ from cache.loan import NOBODY
 from .grammar import Grammars
 from .harmony import end_ids, is_harmony
 from .infill import Infill, infill_of
-from .segments import SegmentedEncoder
+from .segments import SegmentedEncoder, encoded
 from .templates import ChatTemplate, Message, PromptError, Tools
 from .thoughts import Phase, Thoughts
 
@@ -60,7 +60,7 @@ class Tokenizer:
         self._wrapper = wrapper
         self._inner: Any = wrapper._tokenizer
         self._system_boundary = system_boundary
-        # The library's own object is immutable here, and encodes without Python's lock.
+        # The library's own object is immutable here, and can encode without Python's lock.
         self._fast: Any = getattr(self._inner, "backend_tokenizer", None)
         self._segments = None if self._fast is None else SegmentedEncoder(self._fast)
         self._contextual = self._fast is not None and _is_contextual(self._fast)
@@ -95,7 +95,7 @@ class Tokenizer:
         if self._segments is not None and not special:
             return tuple(self._segments.encode(text, domain))
         if self._fast is not None:
-            return tuple(self._fast.encode(text, add_special_tokens=special).ids)
+            return tuple(encoded(self._fast, text, special=special))
         with self._lock:
             return tuple(self._inner.encode(text, add_special_tokens=special))
 

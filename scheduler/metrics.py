@@ -34,6 +34,7 @@ REASONS = (
 )
 RESULTS = ("loaded", "failed")
 NORMALISED = ("billing_header", "tool_schema")
+GRAMMARS = ("hit", "miss", "refused")
 
 
 class Gauges(NamedTuple):
@@ -90,6 +91,8 @@ class _Definitions:
         self.rejections = counter("admission_rejections", "Requests refused", "reason")
         self.disconnects = counter("client_disconnects", "Clients gone before their reply")
         self.normalised = counter("prompt_normalised", "Prompts changed to be alike", "kind")
+        self.grammars = counter("grammar_cache", "Requests for a grammar", "result")
+        self.compile = histogram("grammar_compile_seconds", "Time to compile a grammar", FAST)
         self.loads = counter("model_loads", "Loads that ended", "result")
         self.unloads = counter("model_unloads", "Times that a model was unloaded")
         self.loaded = gauge("model_loaded", "1 while the model is in memory")
@@ -173,7 +176,7 @@ class ModelMetrics(SchedulerStats):
         self._series: dict[Variant, RequestSeries] = {}
         self._evicted_before = 0
         labels = self._labels()
-        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded):
+        for metric in (of.evicted, of.disconnects, of.unloads, of.loaded, of.compile):
             metric.labels(**labels)
         for metric in (of.running, of.waiting, of.usage, of.age, of.healthy):
             metric.labels(**labels)
@@ -181,6 +184,8 @@ class ModelMetrics(SchedulerStats):
             of.rejections.labels(**labels, reason=name)
         for kind in NORMALISED:
             of.normalised.labels(**labels, kind=kind)
+        for result in GRAMMARS:
+            of.grammars.labels(**labels, result=result)
         for result in RESULTS:
             of.loads.labels(**labels, result=result)
         for state in STATES:
@@ -222,6 +227,12 @@ class ModelMetrics(SchedulerStats):
     def normalised(self, kind: str) -> None:
         """Counts a prompt from which noise was taken, one of ``NORMALISED``."""
         self._of.normalised.labels(**self._labels(), kind=kind).inc()
+
+    def grammar(self, result: str, seconds: float | None = None) -> None:
+        """Counts a grammar that a request needs, with one of ``GRAMMARS``, and its compiling."""
+        self._of.grammars.labels(**self._labels(), result=result).inc()
+        if seconds is not None:
+            self._of.compile.labels(**self._labels()).observe(seconds)
 
     def client_disconnect(self) -> None:
         """Counts a client that went away before its reply was complete."""

@@ -25,7 +25,7 @@ class Request:
 
     ``tenant`` pays for the request; ``agent`` tells the tenant's agents apart, as far as it is
     known. ``domain`` names the trust domain inside which prefixes are lent. ``constraint`` is what
-    the reply has to keep to.
+    the reply has to keep to. ``origin`` is what the log calls the client's request.
     """
 
     id: str
@@ -41,6 +41,12 @@ class Request:
     domain: str = NOBODY
     priority: Priority = "interactive"
     constraint: Constraint | None = None
+    origin: str = ""
+
+    @property
+    def log_context(self) -> dict[str, str]:
+        """What log lines about it carry, so that they are found by its name."""
+        return {"request_id": self.origin}
 
     @property
     def namespace(self) -> tuple[Variant, str]:

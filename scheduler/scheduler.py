@@ -221,7 +221,7 @@ class Scheduler:
                     request.borrower,
                 )
             except AdapterError as error:
-                log.error("adapter %s: %s", request.variant.adapter, error)
+                log.error("adapter: %s", error, extra=request.log_context)
                 self.waiting.remove(entry)
                 self._end(entry, "error", events, "The adapter cannot be loaded.")
                 return True

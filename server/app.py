@@ -28,6 +28,7 @@ from .openapi import openapi
 from .ops import Ops
 from .rate_limits import RateLimitHeaders
 from .reload import ReloadAdmin, Reloader
+from .request_log import RequestLog, Tracer
 from .responses import Responses
 from .usage_admin import UsageAdmin
 from .usage_store import UsageStore
@@ -44,10 +45,13 @@ def create_app(
     adapter_dir: Path | None = None,
     usage: UsageStore | None = None,
     reloader: Reloader | None = None,
+    tracer: Tracer | None = None,
+    log_prompts: bool = False,
 ) -> ASGIApp:
     """The application in front of ``service``; its routes answer also while it loads.
 
-    ``usage`` keeps what tenants use; without it nothing outlives the process.
+    ``usage`` keeps what tenants use; without it nothing outlives the process. With
+    ``log_prompts`` the log has what clients send.
     """
     threads = TextThreads()
     chat = ChatCompletions(service, threads, default_max_tokens)
@@ -90,7 +94,8 @@ def create_app(
     app.router.redirect_slashes = False
     # Outside of everything, so that the answer to a fault has its name, too.
     metered = RateLimitHeaders(app, service.tenants.meters)
-    return RequestIds(Authentication(metered, access))
+    guarded = Authentication(metered, access)
+    return RequestIds(RequestLog(guarded, tracer, log_prompts))
 
 
 class RequestIds:

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from .errors import ApiError, bad_request
 from .json_fields import deep_field, field_at
+from .request_log import log_body
 
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
@@ -35,7 +36,11 @@ async def read_json(request: Request, kind: type[T], refused: Refused) -> T:
     content_type = request.headers.get("content-type", "")
     if not JSON_TYPE.fullmatch(content_type.strip()):
         raise ApiError(415, "The body must be JSON: send it with 'Content-Type: application/json'.")
-    return decode(await _read(request), kind, refused)
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "The body must not be compressed: send it without a Content-Encoding.")
+    body = await _read(request)
+    log_body(body)
+    return decode(body, kind, refused)
 
 
 def decode(body: bytes, kind: type[T], refused: Refused) -> T:

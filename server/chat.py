@@ -22,7 +22,14 @@ from .caller import caller_of
 from .constraints import compiled, constraint, wanted
 from .dialect import Dialect, Frame
 from .errors import bad_request
-from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, Room
+from .fields import (
+    MOST_TOP_LOGPROBS,
+    REFUSED_ALIKE,
+    VERBOSITIES,
+    GenerationFields,
+    Room,
+    one_of,
+)
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
@@ -40,7 +47,6 @@ REFUSED: Refused = REFUSED_ALIKE | {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -118,6 +124,12 @@ class ChatRequest(GenerationFields, kw_only=True):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     prediction: Prediction | None = None
+    verbosity: str | None = None
+
+    def check(self) -> None:
+        """Refuses values that are out of range. Raises ApiError 400."""
+        super().check()
+        one_of("verbosity", self.verbosity, VERBOSITIES)
 
 
 class ChatCompletions(Dialect):
@@ -136,7 +148,9 @@ class ChatCompletions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, variant, room, self.stable(served))
-            grammar = await compiled(self.threads, model, plan.wanted)
+            grammar = await compiled(
+                self.threads, model, plan.wanted, caller.tenant, served.metrics
+            )
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"chatcmpl-{uuid.uuid4().hex}"
             generation = submit(
@@ -216,6 +230,7 @@ class _Plan:
             tools=self._tools or (),
             one_call=self._body.parallel_tool_calls is False,
             incremental=self._body.stream is True,
+            formed=self.wanted is not None,
         )
 
 
@@ -228,7 +243,10 @@ def message_dicts(messages: list[ChatMessage]) -> list[Message]:
         raise bad_request("messages is empty.", "messages")
     if len(messages) > MOST_MESSAGES:
         raise bad_request(f"At most {MOST_MESSAGES} messages are possible.", "messages")
-    return [_message_dict(i, m) for i, m in enumerate(messages)]
+    made = [_message_dict(i, m) for i, m in enumerate(messages)]
+    if made[-1].get("tool_calls"):  # a template continues a text; it would drop the calls
+        raise bad_request("The last call of a tool has no result.", "messages")
+    return made
 
 
 def _message_dict(index: int, message: ChatMessage) -> Message:

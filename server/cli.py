@@ -1,11 +1,8 @@
-"""The command line: ``commons serve``, ``commons bench`` and ``commons keys``."""
+"""The command line: ``commons serve``, ``bench``, ``doctor`` and ``keys``."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -13,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from server.bench import bench
+from server.doctor import doctor
+from server.exit import leave
 from server.keys_command import keys
 from server.serve_command import (
     ServeCommand,
@@ -34,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(bench)
+app.command()(doctor)
 app.add_typer(keys, name="keys")
 
 
@@ -249,6 +249,34 @@ def serve(
     log_level: Annotated[
         LogLevel, typer.Option(envvar="COMMONS_LOG_LEVEL", help="How much is logged.")
     ] = LogLevel.info,
+    log_json: Annotated[
+        bool,
+        typer.Option("--log-json", envvar="COMMONS_LOG_JSON", help="Log one JSON object a line."),
+    ] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="COMMONS_LOG_FILE",
+            help="Log to this file, which may be renamed meanwhile, instead of standard error.",
+        ),
+    ] = None,
+    log_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--log-prompts",
+            envvar="COMMONS_LOG_PROMPTS",
+            help="Log what clients send, too; without it no prompt is in the log.",
+        ),
+    ] = False,
+    otel_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="COMMONS_OTEL_ENDPOINT",
+            help="Send a trace of each request to this OpenTelemetry collector (OTLP over HTTP).",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible endpoint."""
     # Imported here: `commons bench` and `--help` need neither MLX nor a server.
@@ -265,6 +293,7 @@ def serve(
     )
     from server.settings_file import ConfigError
     from server.tables import with_tables
+    from server.tracing import parse_endpoint
 
     path = model or str(embedded.path())
     name = served_model_name or served_name(path)
@@ -276,6 +305,8 @@ def serve(
             raise ConfigError(f"{memory!r} leaves nothing for weights beside --kv-memory")
     with blaming(context, "adapter"):
         adapters = parse_adapters(own_adapters(path) + (adapter or []), name)
+    with blaming(context, "otel_endpoint"):
+        traces = None if otel_endpoint is None else parse_endpoint(otel_endpoint)
     draft_path, draft_name = draft_of(draft_model, path)
     service = ServiceConfig(
         model=path,
@@ -311,29 +342,25 @@ def serve(
         rereading(context),
         usage_file(usage_db, config),
         metrics_compat.value if metrics_compat else None,
+        log_json,
+        log_prompts,
+        log_file and log_file.expanduser(),
+        traces,
     )
     consume(context, _run)(server)
 
 
 def _run(config: ServerConfig) -> NoReturn:
     """Serves to the end of the process."""
+    from server.logs import configure
     from server.process import run
 
-    _log(config.log_level)
-    _leave(run(config))
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process with this very code.
-
-    MLX takes its stream threads down when the engine thread ends, a moment after Python has
-    joined it. Where the interpreter's own end overtakes that, C++ aborts the process, and who
-    watches it sees a crash.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        configure(config.log_level, config.log_file, as_json=config.log_json)
+    except OSError as error:
+        typer.echo(f"commons serve: cannot write {config.log_file}: {error.strerror}", err=True)
+        leave(1)
+    leave(run(config))
 
 
 def _version(wanted: bool) -> None:
@@ -350,13 +377,6 @@ def root(
     ] = False,
 ) -> None:
     """One model endpoint that a team and all its agents share."""
-
-
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("commons").setLevel(level.upper())
 
 
 def main() -> None:

@@ -67,7 +67,9 @@ class Completions(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, DEFAULT_MAX_TOKENS, caller.tenant.limits)
             check = _Checked(model, body, variant, room)
-            grammar = await compiled(self.threads, model, check.wanted)
+            grammar = await compiled(
+                self.threads, model, check.wanted, caller.tenant, served.metrics
+            )
             prompts = await self.threads.run(
                 lambda: [check.prompt(text, caller.domain) for text in texts]
             )

@@ -32,7 +32,8 @@ class ServerConfig:
     reach a server without keys. ``reread`` makes of the command line, the environment and the
     file what a start would make of them now; on any thread; it raises ConfigError. ``usage_db``
     is the file in which tenants' usage is kept, None: it is not. ``metrics_compat`` is the server
-    under whose names the metrics are there, too.
+    under whose names the metrics are there, too. ``log_file`` is where the log goes, None: standard
+    error; ``otel_endpoint`` where traces go, None: nowhere.
     """
 
     service: ServiceConfig
@@ -48,6 +49,10 @@ class ServerConfig:
     reread: Callable[[], ServerConfig] | None = field(default=None, compare=False)
     usage_db: Path | None = None
     metrics_compat: str | None = None
+    log_json: bool = False
+    log_prompts: bool = False
+    log_file: Path | None = None
+    otel_endpoint: str | None = None
 
 
 def usage_file(option: str | None, config: Path | None) -> Path | None:

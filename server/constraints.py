@@ -5,14 +5,17 @@ On the event loop; compiling happens on threads of its own, see ``compiling``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from engine.grammar import Grammar, GrammarError, Grammars
+from engine.grammar import Grammar, GrammarError
 from engine.steering import Constraint
 from engine.tokenizer import Prompt, Tokenizer
 from scheduler.live import LoadedModel
+from scheduler.metrics import ModelMetrics
+from scheduler.tenant import Tenant
 
 from .call_rules import call_rules, can_force
 from .compiling import TooBusy, TooLong
@@ -21,6 +24,7 @@ from .generation import TextThreads
 from .structured import Answer
 from .tool_choice import ToolChoice
 
+T = TypeVar("T")
 MOST_SOURCE = 2 << 20  # characters, of all tools together
 RETRY_AFTER = 5.0  # seconds
 
@@ -32,6 +36,9 @@ class Wanted(NamedTuple):
     parts: tuple[tuple[str, str], ...]
 
 
+Wish = Callable[[], Wanted]
+
+
 def wanted(
     answer: Answer | None,
     choice: ToolChoice,
@@ -39,13 +46,25 @@ def wanted(
     tokenizer: Tokenizer,
     *,
     one: bool = False,
-) -> Wanted | None:
-    """What replies have to look like; None where anything will do. Raises ApiError.
+) -> Wish | None:
+    """What tells how replies have to look; None where anything will do.
 
-    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call.
+    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call. Their
+    schemas may be large, so the grammar is to be written on a worker thread.
     """
     if not choice.forced and answer is None:
         return None
+    return partial(_wanted, answer, choice, tools, tokenizer, one)
+
+
+def _wanted(
+    answer: Answer | None,
+    choice: ToolChoice,
+    tools: Sequence[Mapping[str, Any]] | None,
+    tokenizer: Tokenizer,
+    one: bool,
+) -> Wanted:
+    """How replies have to look. Raises ApiError."""
     blamed = "tool_choice" if answer is None or choice.forced else answer.field
     if tokenizer.harmony:  # whose answers lie in channels
         message = f"{blamed}: this model's replies have a form that cannot be enforced."
@@ -74,37 +93,55 @@ def _whole(answer: Answer) -> str:
 
 
 async def compiled(
-    threads: TextThreads, model: LoadedModel, wanted: Wanted | None
+    threads: TextThreads,
+    model: LoadedModel,
+    wish: Wish | None,
+    tenant: Tenant,
+    metrics: ModelMetrics,
 ) -> Grammar | None:
     """The grammar, out of the cache or compiled in bounded time. Raises ApiError."""
-    if wanted is None:
+    if wish is None:
         return None
+    wanted = await threads.run(wish)
     grammars = model.tokenizer.grammars
     found = grammars.kept(wanted.source)
     if found is not None:
+        metrics.grammar("hit")
         return found
-    blamed = wanted.parts[0][0]
+    began = time.perf_counter()
+    run = partial(threads.compiling.run, tenant=tenant.name)
     try:
-        if not grammars.ready:
-            await threads.compiling.run(grammars.tokenizer, limited=False)
-        return await threads.compiling.run(partial(_compile, grammars, wanted))
-    except GrammarError as error:
-        raise bad_request(f"{blamed} cannot be enforced: {error}", blamed) from error
-    except TooLong as error:
-        raise bad_request(f"{blamed} takes too long to compile.", blamed) from error
-    except TooBusy as error:
-        message = "Too many grammars are being compiled. Try again."
-        raise ApiError(503, message, "server_error", "grammars_busy", None, RETRY_AFTER) from error
+        if not grammars.ready:  # what is refused need not wait for that
+            await run(partial(_blaming, grammars.check, wanted))
+            await run(grammars.tokenizer, limited=False)
+            began = time.perf_counter()
+        found = await run(partial(_blaming, grammars.compile, wanted))
+    except (ApiError, GrammarError, TooLong, TooBusy) as error:
+        metrics.grammar("refused")
+        raise _refusal(wanted.parts[0][0], error) from error
+    metrics.grammar("miss", time.perf_counter() - began)
+    return found
 
 
-def _compile(grammars: Grammars, wanted: Wanted) -> Grammar:
-    """Compiles on a worker thread; what is wrong is put down to the part that has it."""
+def _refusal(field: str, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, GrammarError):
+        return bad_request(f"{field} cannot be enforced: {error}", field)
+    if isinstance(error, TooLong):
+        return bad_request(f"{field} takes too long to compile.", field)
+    message = "Too many grammars are being compiled. Try again."
+    return ApiError(503, message, "server_error", "grammars_busy", None, RETRY_AFTER)
+
+
+def _blaming(work: Callable[[str], T], wanted: Wanted) -> T:
+    """Works on a worker thread; what is wrong is put down to the part that has it."""
     try:
-        return grammars.compile(wanted.source)
+        return work(wanted.source)
     except GrammarError:
         for field, source in wanted.parts if len(wanted.parts) > 1 else ():
             try:
-                grammars.compile(source)
+                work(source)
             except GrammarError as error:
                 raise bad_request(f"{field} cannot be enforced: {error}", field) from error
         raise

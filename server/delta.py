@@ -29,6 +29,11 @@ class Delta(NamedTuple):
     def __bool__(self) -> bool:
         return bool(self.text or self.thought or self.calls)
 
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """Which of text, thought and calls there are."""
+        return bool(self.text), bool(self.thought), bool(self.calls)
+
     @staticmethod
     def joined(deltas: Sequence[Delta]) -> Delta:
         """All of ``deltas`` as one."""

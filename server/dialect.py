@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -24,16 +23,15 @@ from scheduler.use import Use
 
 from .caller import may_use
 from .clients import ClientGone, while_connected
-from .errors import REQUEST_ID, ApiError, error_answer, error_body
+from .errors import ERROR, REQUEST_ID, ApiError, error_answer, error_body
 from .generation import Choice, Generation, Piece, TextThreads, Usage, complete, not_loaded
+from .request_log import CLIENT_CLOSED, note_model
 from .sse import COMMENT, Emit, EventStream, KeepAlive, event
 from .stable import Stable
 
-logger = logging.getLogger("commons.server")
 encode = msgspec.json.Encoder().encode
 DONE = event(b"[DONE]")
 NO_DRAFTS = "the server was told no draft model for it"
-CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 Shape = Callable[[Choice, list[Piece]], dict[str, Any]]
 Body = Callable[[list[list[Piece]], Usage], dict[str, Any]]
@@ -140,6 +138,7 @@ class Dialect:
         What ``tenant`` may not use does not exist. Raises ApiError 404, or 503
         while the main model is loading.
         """
+        note_model(model if adapter is None else f"{model}:{adapter}")
         health = self.service.health()
         if not health.alive:
             raise ApiError(503, "The engine does not run.", "server_error", "engine_dead")
@@ -150,6 +149,8 @@ class Dialect:
         if not health.loaded:
             message = "The model is still loading."
             raise ApiError(503, message, "server_error", "not_ready", None, 2.0)
+        found = target.served.name
+        note_model(model, found if target.adapter is None else f"{found}:{target.adapter}")
         names = target.served.config.drafts
         if isinstance(draft, str) and draft not in names:
             raise unknown_draft(target.served, draft, names, NO_DRAFTS)
@@ -213,9 +214,8 @@ class Dialect:
             return Response(status_code=CLIENT_CLOSED)
         finally:
             generation.abort()
-        usage = generation.usage(prompts)
-        generation.log(request.scope["path"], usage)
-        return Response(encode(body(pieces, usage)), media_type="application/json")
+        told = body(pieces, generation.usage(prompts))
+        return Response(encode(told), media_type="application/json")
 
     def stream(
         self,
@@ -245,6 +245,7 @@ class _Streaming(Response):
         self._writer = writer
         self._wants_usage = wants_usage
         self._manner = manner
+        self._failures: list[ApiError] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -257,17 +258,24 @@ class _Streaming(Response):
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(receive, send, self._manner.keep_alive)
         try:
-            producers = [_Producer(self._writer, c).run for c in self._generation.choices]
+            choices = self._generation.choices
+            producers = [_Producer(self._writer, c, self._failed).run for c in choices]
             await stream.run(producers, self._end)
         except ApiError as error:
             if not stream.started:
                 await error_answer(scope, error)(scope, receive, send)
                 return
+            scope[ERROR] = error
             await stream.finish(self._manner.failed(error, scope.get(REQUEST_ID, "")))
-        else:
-            self._generation.log(scope["path"], self._generation.usage(self._prompts))
+
+    def _failed(self, error: ApiError) -> None:
+        """Ends the other choices, too; what they have until then is told before the error."""
+        self._failures.append(error)
+        self._generation.abort()
 
     def _end(self) -> bytes:
+        if self._failures:
+            raise self._failures[0]
         usage = b""
         if self._wants_usage:
             usage = self._writer.usage(self._generation.usage(self._prompts))
@@ -275,12 +283,19 @@ class _Streaming(Response):
 
 
 class _Producer:
-    def __init__(self, writer: Writer, choice: Choice) -> None:
+    def __init__(self, writer: Writer, choice: Choice, failed: Callable[[ApiError], None]) -> None:
         self._writer = writer
         self._choice = choice
+        self._failed = failed
 
     async def run(self, emit: Emit) -> None:
         """Emits the events of one choice; what is ready together is sent together."""
+        try:
+            await self._told(emit)
+        except ApiError as error:
+            self._failed(error)
+
+    async def _told(self, emit: Emit) -> None:
         writer, choice = self._writer, self._choice
         pending = writer.first(choice)
         async for piece in choice.pieces():

@@ -18,6 +18,7 @@ from starlette.types import Scope
 logger = logging.getLogger("commons.server")
 
 REQUEST_ID = "commons.request_id"  # in a scope: the name of the request
+ERROR = "commons.error"  # in a scope: what the client was told, for the log
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -28,6 +29,8 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
+# Where the server is at fault, not what it has to do; such a client does not wait for less of it.
+FAULTS = ("engine_dead", "engine_error")
 INTERNAL_MESSAGE = "The server failed to answer; its log says why."
 TOO_LONG = "prompt is too long"
 INDEX = re.compile(r"\[(\d+)\]")  # in a param
@@ -97,7 +100,7 @@ def on_anthropic(error: ApiError) -> ApiError:
 
 def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
     """The same in the Anthropic shape, whose clients look for the field in the message."""
-    kind = ANTHROPIC_TYPES.get(error.status)
+    kind = None if error.code in FAULTS else ANTHROPIC_TYPES.get(error.status)
     if kind is None:
         kind = "invalid_request_error" if error.status < 500 else "api_error"
     told = {"type": kind, "message": error.message}
@@ -120,6 +123,7 @@ def error_answer(
     scope: Scope, error: ApiError, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The response for ``error`` in the shape of the dialect that was spoken."""
+    scope[ERROR] = error
     if is_anthropic(scope):
         error = on_anthropic(error)
         return _response(error, anthropic_error_body(error, scope.get(REQUEST_ID, "")), headers)

@@ -18,11 +18,13 @@ from .body import Refused
 from .errors import bad_request
 from .structured import Answer, StructuredFields, answer_of
 
-MOST_STOPS = 16
+MOST_STOPS = 64  # completion of code in editors sends two dozen
 MOST_STOP_LENGTH = 1024
+MOST_STOP_TEXT = 4096  # characters of all stop strings of a request: each costs microseconds
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_BIASES = 1024
+VERBOSITIES = ("low", "medium", "high")  # clients send it unasked; nothing here is told of it
 MOST_METADATA, MOST_KEY, MOST_VALUE = 16, 64, 512
 
 # Fields that would change the answer, and the values of them that ask for nothing.
@@ -206,7 +208,16 @@ def checked_stops(stops: list[str], param: str) -> list[str]:
     for stop in stops:
         if not 0 < len(stop) <= MOST_STOP_LENGTH:
             raise bad_request(f"A stop string has 1 to {MOST_STOP_LENGTH} characters.", param)
+    if sum(map(len, stops)) > MOST_STOP_TEXT:
+        message = f"All stop strings together have at most {MOST_STOP_TEXT} characters."
+        raise bad_request(message, param)
     return stops
+
+
+def one_of(name: str, value: str | None, words: tuple[str, ...]) -> None:
+    """Refuses a word that is none of those that are possible."""
+    if value is not None and value not in words:
+        raise bad_request(f"{name} is one of {', '.join(words)}.", name)
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> None:

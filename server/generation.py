@@ -6,7 +6,6 @@ On the event loop; knows no wire format.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -38,12 +37,13 @@ from scheduler.streams import (
 from .caller import Caller
 from .compiling import Compiling
 from .errors import ApiError, bad_request
-from .output import NOTHING, Delta, Output
+from .output import Delta, Output
 from .rate_limits import estimated_tokens, metered, over_limit
+from .request_log import Tally, note_replies, request_id
 
-logger = logging.getLogger("commons.server")
 T = TypeVar("T")
 RETRY_AFTER = 1.0  # seconds; a place is free again within a reply or so
+FAILURES = ("error", "abort")  # reasons to finish that leave no whole reply
 DRAINED_AFTER = 5.0  # seconds; by then another process may have taken over
 
 
@@ -74,6 +74,7 @@ class Choice:
         self.finish_reason = ""
         self.output = output
         self.finished: Finished | None = None
+        self.first_token: float | None = None  # by time.perf_counter
         self._stream = stream
         self._service = service
         self._seen = 0
@@ -85,60 +86,94 @@ class Choice:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens generated for the client; not those that came after a stop string."""
-        assert self.finished is not None
-        return self._seen if self.output.over() else self.finished.completion_tokens
+        """Tokens generated for the client so far; not those that came after a stop string."""
+        if self.finished is None or self.output.over():
+            return self._seen
+        return max(self._seen, self.finished.completion_tokens)  # a failure counts none
+
+    @property
+    def end(self) -> str:
+        """Why it ended, whether or not the client could be told."""
+        return self.finish_reason or ("" if self.finished is None else self.finished.reason)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """The reply as it comes; ``finish_reason`` holds at its end. Raises ApiError."""
+        """The reply as it comes; ``finish_reason`` holds at its end.
+
+        Raises ApiError, after all that came before the failure.
+        """
         async for events in self._stream:
             tokens = [e for e in events if isinstance(e, Token)]
+            if tokens and self.first_token is None:
+                self.first_token = time.perf_counter()
+            parsed = self._parse(tokens)
             last = events[-1]
             if isinstance(last, Finished):
                 self.finished = last
-            piece = self._parse(tokens)
-            if self.finished is not None:
-                piece = self._end(piece, self.finished)
-            if piece.delta or piece.tokens:
-                yield piece
+                parsed += self._end(last)
+            for piece in _joined(parsed):
+                if piece.delta or piece.tokens:
+                    yield piece
+        self._check()
 
     def abort(self) -> None:
         """Ends the request in the engine, if it still runs."""
         if self.finished is None:
             self._service.abort(self.id)
 
-    def _parse(self, tokens: list[Token]) -> Piece:
+    def _parse(self, tokens: list[Token]) -> list[Piece]:
+        """What each token adds."""
         if self.output.over():
-            return Piece(NOTHING, [])
-        taken: list[Token] = []
-        deltas = []
+            return []
+        parsed: list[Piece] = []
         for token in tokens:
-            taken.append(token)
-            deltas.append(self.output.add(token.token))
+            parsed.append(Piece(self.output.add(token.token), [token]))
             if self.output.over():
                 self._service.abort(self.id, "stop")
                 break
-        self._seen += len(taken)
-        return Piece(Delta.joined(deltas), taken)
+        self._seen += len(parsed)
+        return parsed
 
-    def _end(self, piece: Piece, finished: Finished) -> Piece:
-        if not self.output.over():
-            piece = piece._replace(delta=Delta.joined([piece.delta, self.output.finish()]))
+    def _end(self, finished: Finished) -> list[Piece]:
+        rest = [] if self.output.over() else [Piece(self.output.finish(), [])]
         reason = "stop" if self.output.over() else finished.reason
-        if reason in ("error", "abort"):
-            message = finished.message or "The request was aborted."
+        if reason not in FAILURES:
+            called = reason == "stop" and self.output.called
+            self.finish_reason = "tool_calls" if called else reason
+        return rest
+
+    def _check(self) -> None:
+        """Raises ApiError where the reply was broken off."""
+        if self.finished is not None and not self.finish_reason:
+            message = self.finished.message or "The request was aborted."
             raise ApiError(503, message, "server_error", "engine_error")
-        self.finish_reason = "tool_calls" if reason == "stop" and self.output.called else reason
-        return piece
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbours of a kind as one; others stay apart, so that they keep their order."""
+    groups: list[list[Piece]] = []
+    last: tuple[bool, ...] | None = None
+    for piece in pieces:
+        kinds = piece.delta.kinds if piece.delta else last  # what shows nothing goes anywhere
+        if not groups or (last is not None and kinds != last):
+            groups.append([])
+        groups[-1].append(piece)
+        last = kinds
+    return [
+        Piece(Delta.joined([p.delta for p in group]), [t for p in group for t in p.tokens])
+        for group in groups
+    ]
 
 
 class Generation:
-    """All replies of one response; ``metrics`` are their model's."""
+    """All replies of one response, which is called ``name``; ``metrics`` are their model's."""
 
-    def __init__(self, choices: Sequence[Choice], metrics: ModelMetrics) -> None:
+    def __init__(
+        self, name: str, choices: Sequence[Choice], metrics: ModelMetrics, prompt_tokens: int
+    ) -> None:
+        self.name = name
         self.choices = choices
         self.metrics = metrics
-        self._began = time.perf_counter()
+        self._prompt_tokens = prompt_tokens
 
     def abort(self) -> None:
         """Ends what still runs."""
@@ -147,26 +182,28 @@ class Generation:
 
     def usage(self, prompts: Sequence[Prompt]) -> Usage:
         """What all replies cost; a prompt counts once however many replies it gets."""
+        return self._usage(sum(len(p.tokens) for p in prompts))
+
+    def tally(self) -> Tally:
+        """The same for the log, also while replies are being written."""
+        usage = self._usage(self._prompt_tokens)
+        first = [c.first_token for c in self.choices if c.first_token is not None]
+        return Tally(
+            response_id=self.name,
+            prompt=usage.prompt,
+            cached=usage.cached if all(c.finished is not None for c in self.choices) else None,
+            completion=usage.completion,
+            reasoning=usage.reasoning,
+            first_token=min(first, default=None),
+            finish_reasons=tuple(sorted({c.end for c in self.choices if c.end})),
+        )
+
+    def _usage(self, prompt: int) -> Usage:
         ends = [c.finished for c in self.choices if c.finished is not None]
-        prompt = sum(len(p.tokens) for p in prompts)
         computed = sum(e.prompt_tokens - e.cached_tokens for e in ends)
         completion = sum(c.completion_tokens for c in self.choices)
         reasoning = sum(c.output.reasoning for c in self.choices)
         return Usage(prompt, max(0, prompt - computed), completion, reasoning)
-
-    def log(self, route: str, usage: Usage) -> None:
-        """One line for the log."""
-        reasons = ",".join(sorted({c.finish_reason for c in self.choices}))
-        logger.info(
-            "%s %s: %d prompt tokens (%d cached), %d generated, %s, %.2f s",
-            route,
-            self.choices[0].id,
-            usage.prompt,
-            usage.cached,
-            usage.completion,
-            reasons,
-            time.perf_counter() - self._began,
-        )
 
 
 class Plan(NamedTuple):
@@ -242,7 +279,9 @@ def submit(
     """Starts ``copies`` replies to each plan. Raises ApiError, and then none runs."""
     choices: list[Choice] = []
     metrics = served.metrics
-    generation = Generation(choices, metrics)
+    prompt_tokens = sum(len(plan.prompt.tokens) for plan in plans)
+    generation = Generation(name, choices, metrics, prompt_tokens)
+    note_replies(generation)
     try:
         for plan in plans:
             for copy in range(copies):
@@ -281,6 +320,7 @@ def _request(served: Served, plan: Plan, name: str, copy: int, caller: Caller) -
         domain=caller.domain,
         priority=caller.priority,
         constraint=plan.bounded(),
+        origin=request_id(),
     )
 
 

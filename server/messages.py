@@ -46,7 +46,9 @@ class Messages(Dialect):
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             asked = _Asked(model, body, self.stable(served))
             reply = _Reply(model, body, variant, room, asked)
-            grammar = await compiled(self.threads, model, reply.wanted)
+            grammar = await compiled(
+                self.threads, model, reply.wanted, caller.tenant, served.metrics
+            )
             prompt = await self.threads.run(partial(asked.prompt, caller.domain))
             name = f"msg_{uuid.uuid4().hex}"
             plan = reply.plan(prompt, grammar)
@@ -164,6 +166,7 @@ class _Reply:
             tools=self._tools,
             one_call=self._body.one_call,
             incremental=self._body.stream is True,
+            formed=self.wanted is not None,
         )
 
 

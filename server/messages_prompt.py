@@ -36,6 +36,8 @@ def conversation(system: Sequence[str], messages: Sequence[Message]) -> list[Pla
     made = _Conversation(system)
     for i, message in enumerate(messages):
         made.add(message, f"messages[{i}]")
+    if made.plain[-1].get("tool_calls"):  # a template continues a text; it would drop the calls
+        raise bad_request("The last tool_use has no tool_result.", "messages")
     return made.plain
 
 

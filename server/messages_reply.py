@@ -28,6 +28,8 @@ class Blocks:
         self._count = 0
         self._open: Kind | None = None
         self._call = -1  # number of the call in the open block
+        self._written = ""  # of its arguments, and not told
+        self._object = False  # whether they are one
 
     def add(self, delta: Delta) -> list[Event]:
         """The events of what a token, or several, added."""
@@ -68,13 +70,22 @@ class Blocks:
             self._call = call.number
             name = call.id.replace("call_", "toolu_", 1)
             events += self._begin("tool_use", id=name, name=call.name)
-        if call.arguments:
-            events.append(self._delta("input_json_delta", partial_json=call.arguments))
-        return events
+        return events + self._arguments(call.arguments)
+
+    def _arguments(self, text: str) -> list[Event]:
+        """An object as it is written; what is none waits to be made one, for clients parse it."""
+        if not self._object:
+            self._written += text if self._written else text.lstrip()
+            self._object = self._written.startswith("{")
+            if not self._object:
+                return []
+            text, self._written = self._written, ""
+        return [self._delta("input_json_delta", partial_json=text)] if text else []
 
     def _begin(self, kind: Kind, **more: str) -> list[Event]:
         closed = self._close()
         self._open = kind
+        self._written, self._object = "", False
         empty: dict[Kind, dict[str, Any]] = {
             "text": {"text": ""},
             "thinking": {"thinking": "", "signature": ""},
@@ -88,11 +99,14 @@ class Blocks:
     def _close(self) -> list[Event]:
         if self._open is None:
             return []
-        signed = []
+        last = []
         if self._open == "thinking":
-            signed = [self._delta("signature_delta", signature=SIGNATURE)]
+            last = [self._delta("signature_delta", signature=SIGNATURE)]
+        if self._open == "tool_use" and self._written:
+            text = json.dumps(_input(self._written), ensure_ascii=False)
+            last = [self._delta("input_json_delta", partial_json=text)]
         self._open = None
-        return [*signed, {"type": "content_block_stop", "index": self._count - 1}]
+        return [*last, {"type": "content_block_stop", "index": self._count - 1}]
 
     def _delta(self, kind: str, **more: str) -> Event:
         delta = {"type": kind, **more}

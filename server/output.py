@@ -25,7 +25,8 @@ class Output:
 
     ``tokenizer`` None means plain text: no thoughts, no calls, only ``stops``. Text that may
     yet turn out to be a stop string or a marker is held back until that is decided. With
-    ``incremental`` calls come in pieces as they are written; without, only whole ones.
+    ``incremental`` calls come in pieces as they are written; without, only whole ones. A
+    ``formed`` reply is all answer from where an answer begins: a grammar sees to that.
 
     ``ended`` tells that a stop string, which is ``stop`` then, an end marker, or a call where
     only one is wanted, has ended the reply. ``reasoning`` counts the tokens inside thoughts.
@@ -41,12 +42,13 @@ class Output:
         tools: Sequence[Mapping[str, Any]] = (),
         one_call: bool = False,
         incremental: bool = False,
+        formed: bool = False,
     ) -> None:
         self.ended: Ending | None = None
         self.stop: str | None = None
         self.reasoning = 0
         self._detokenizer = detokenizer
-        self._sections = _sections(tokenizer, stops, tools, thinking)
+        self._sections = _sections(tokenizer, stops, tools, thinking, formed)
         self._calls = None
         if tokenizer is not None:
             self._calls = Calls(tokenizer, tools, one=one_call, incremental=incremental)
@@ -143,8 +145,9 @@ def _sections(
     stops: Sequence[str],
     tools: Sequence[Mapping[str, Any]],
     thinking: bool,
+    formed: bool,
 ) -> Sections | None:
     """The format of a reply; None for text without an end of its own."""
     if tokenizer is not None and tokenizer.harmony:
         return HarmonySections(stops, tools)
-    return marked(tokenizer, stops, tools, thinking=thinking)
+    return marked(tokenizer, stops, tools, thinking=thinking, formed=formed)

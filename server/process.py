@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .config import ServerConfig, check_grants
 from .reload import Reloader, warn_of_keys
 from .settings_file import ConfigError
 from .startup import Startup
+from .tracing import otlp
 from .usage_store import UsageStore
 from .vllm_metrics import VllmNames
 
@@ -32,6 +34,7 @@ logger = logging.getLogger("commons.server")
 BACKLOG = 2048
 KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
 USAGE_EVERY = 5.0  # seconds; the usage of at most so long is lost in a crash
+LAST_TRACES = 2.0  # seconds that a collector may take for them at the end
 FLUSH = 5  # seconds that responses get to leave after the last of them is complete
 
 
@@ -45,7 +48,7 @@ class _Server(uvicorn.Server):
 
 def run(config: ServerConfig) -> int:
     """Serves until a signal or a failure; the exit code."""
-    startup = Startup()
+    startup = Startup(logged=config.log_json or config.log_file is not None)
     try:
         check_grants(config)
     except ConfigError as error:
@@ -53,16 +56,26 @@ def run(config: ServerConfig) -> int:
         return 1
     if config.allow_unauthenticated and not config.grants.closed:
         startup.note(f"no keys: anybody who can reach {config.host} is served")
+    if config.log_prompts:
+        startup.note("the log has what clients send, prompts included (--log-prompts)")
     try:
-        listener = _bind(config.host, config.port)
+        listener = bind(config.host, config.port)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         startup.failed(
             f"cannot listen on {config.host}:{config.port}: {why}; choose another --host or --port"
         )
         return 1
+    _raise_open_files()
     with listener:
         return uvloop.run(_Process(config, startup, listener).run())
+
+
+def _raise_open_files() -> None:
+    """Lets there be as many connections as the system allows; mlx-lm has set a low limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a Mac has a limit of its own beside it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Process:
@@ -82,6 +95,7 @@ class _Process:
             models = self._service.models
             self._reloader = Reloader(config, self._access, config.reread, models)
         self._reloads: set[asyncio.Task[None]] = set()
+        self._tracing = None if config.otel_endpoint is None else otlp(config.otel_endpoint)
         app = create_app(
             self._service,
             VllmNames(registry) if config.metrics_compat else registry,
@@ -90,6 +104,8 @@ class _Process:
             adapter_dir=config.adapter_dir,
             usage=self._usage,
             reloader=self._reloader,
+            tracer=self._tracing,
+            log_prompts=config.log_prompts,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -124,6 +140,9 @@ class _Process:
             await self._service.stop()
             keeping.cancel()
             await anyio.to_thread.run_sync(self._usage.flush)
+            if self._tracing is not None:
+                with anyio.move_on_after(LAST_TRACES):
+                    await anyio.to_thread.run_sync(self._tracing.close, abandon_on_cancel=True)
         return code
 
     async def _keep_usage(self) -> NoReturn:
@@ -185,7 +204,7 @@ class _Process:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A listening address, taken before anything slow is done. Raises OSError."""
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

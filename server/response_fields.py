@@ -9,18 +9,34 @@ from msgspec import Meta
 
 from .body import Refused
 from .errors import bad_request
-from .fields import MOST_TOP_LOGPROBS, REFUSED_ALIKE, GenerationFields, StreamOptions
+from .fields import (
+    MOST_TOP_LOGPROBS,
+    REFUSED_ALIKE,
+    VERBOSITIES,
+    GenerationFields,
+    StreamOptions,
+    one_of,
+)
 from .response_input import ITEMS_SCHEMA
 from .response_tools import TOOLS_SCHEMA
 from .structured import Answer, json_answer, json_object
 from .template_options import EFFORTS
 
 SUMMARIES = ("auto", "concise", "detailed", "none")
-VERBOSITIES = ("low", "medium", "high")
 TRUNCATIONS = ("auto", "disabled")
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
-INCLUDABLE = (ENCRYPTED, LOGPROBS)
+# What hosted tools tell, which there are none of, and what an input holds, which has no images.
+# Clients ask for it whenever they name such a tool.
+NOTHING_TO_TELL = (
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+INCLUDABLE = (ENCRYPTED, LOGPROBS, *NOTHING_TO_TELL)
 
 REFUSED: Refused = REFUSED_ALIKE | {
     "background": (False,),
@@ -131,13 +147,13 @@ class ResponseRequest(GenerationFields, kw_only=True):
             )
 
     def _check_words(self) -> None:
-        _one_of("truncation", self.truncation, TRUNCATIONS)
+        one_of("truncation", self.truncation, TRUNCATIONS)
         if self.reasoning is not None:
-            _one_of("reasoning.effort", self.reasoning.effort, EFFORTS)
-            _one_of("reasoning.summary", self.reasoning.summary, SUMMARIES)
-            _one_of("reasoning.generate_summary", self.reasoning.generate_summary, SUMMARIES)
+            one_of("reasoning.effort", self.reasoning.effort, EFFORTS)
+            one_of("reasoning.summary", self.reasoning.summary, SUMMARIES)
+            one_of("reasoning.generate_summary", self.reasoning.generate_summary, SUMMARIES)
         if self.text is not None:
-            _one_of("text.verbosity", self.text.verbosity, VERBOSITIES)
+            one_of("text.verbosity", self.text.verbosity, VERBOSITIES)
         for wanted in self.include or ():
             if wanted not in INCLUDABLE:
                 there = ", ".join(INCLUDABLE)
@@ -158,8 +174,3 @@ def _format(format: dict[str, Any]) -> Answer:
     if "schema" not in format:
         raise bad_request(f"{FORMAT} needs a schema.", FORMAT)
     return json_answer(FORMAT, format["schema"], lenient=format.get("strict") is False)
-
-
-def _one_of(name: str, value: str | None, words: tuple[str, ...]) -> None:
-    if value is not None and value not in words:
-        raise bad_request(f"{name} is one of {', '.join(words)}.", name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import uuid
-import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ Item = dict[str, Any]
 Recall = Callable[[str], Item | None]
 
 MOST_ITEMS = 10_000
-MOST_SEALED = 4 << 20  # bytes of a thought
+CHECK = 4  # bytes of a checksum
 SEAL = "mlxc1."
 INPUT_ROLES = ("user", "system", "developer")
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
@@ -136,7 +135,8 @@ def new_id(prefix: str) -> str:
 
 def seal(thought: str) -> str:
     """A thought as clients send it back unread. It hides nothing: they have seen the text."""
-    return SEAL + b64encode(zlib.compress(thought.encode("utf-8", "replace"))).decode("ascii")
+    data = thought.encode("utf-8", "replace")
+    return SEAL + b64encode(_checksum(data) + data).decode("ascii")
 
 
 def unseal(sealed: str, where: str) -> str:
@@ -144,14 +144,19 @@ def unseal(sealed: str, where: str) -> str:
     if not sealed.startswith(SEAL):
         return ""
     try:
-        unpacker = zlib.decompressobj()
-        data = unpacker.decompress(b64decode(sealed[len(SEAL) :], validate=True), MOST_SEALED)
-        if unpacker.unconsumed_tail or not unpacker.eof:
+        # Not compressed: many small ones must not become more than there is memory.
+        opened = b64decode(sealed[len(SEAL) :], validate=True)
+        data = opened[CHECK:]
+        if opened[:CHECK] != _checksum(data):
             raise ValueError
         return data.decode("utf-8")
-    except (ValueError, binascii.Error, zlib.error) as error:
+    except ValueError as error:
         message = "This is no encrypted_content of this server."
         raise bad_request(message, where, "invalid_encrypted_content") from error
+
+
+def _checksum(data: bytes) -> bytes:
+    return binascii.crc32(data).to_bytes(CHECK, "big")
 
 
 def read_items(given: str | Sequence[Item], recall: Recall) -> list[Item]:
@@ -160,6 +165,7 @@ def read_items(given: str | Sequence[Item], recall: Recall) -> list[Item]:
         return [_input_message("user", [given], None)] if given else []
     if len(given) > MOST_ITEMS:
         raise bad_request(f"At most {MOST_ITEMS} items are possible.", "input")
+    recall = _once(recall)
     read = (_read(item, f"input[{i}]", recall) for i, item in enumerate(given))
     return [item for item in read if item is not None]
 
@@ -181,11 +187,24 @@ def _read(item: Item, where: str, recall: Recall) -> Item | None:
     return reader(item, where)
 
 
+def _once(recall: Recall) -> Recall:
+    """The same, but each item one time: a long one may not be multiplied by short references."""
+    named: set[str] = set()
+
+    def item(name: str) -> Item | None:
+        found = None if name in named else recall(name)
+        named.add(name)
+        return found
+
+    return item
+
+
 def _recalled(item: Item, where: str, recall: Recall) -> Item:
     name = item.get("id")
     found = recall(name) if isinstance(name, str) else None
     if found is None:
-        raise bad_request(f"There is no stored item {str(name)[:80]!r}.", f"{where}.id")
+        message = f"There is no stored item {str(name)[:80]!r}, or it is referred to twice."
+        raise bad_request(message, f"{where}.id")
     return found
 
 

@@ -79,12 +79,10 @@ class Reply:
             raise ApiError(503, error["message"], "server_error", "engine_error")
         return body
 
-    def close(self, route: str) -> None:
+    def close(self) -> None:
         """Ends what still runs, for whoever asked has gone or has everything."""
         self.generation.abort()
         self._place.store.end(self._place.tenant, self.response.id, None)
-        if all(choice.finished is not None for choice in self.generation.choices):
-            self.generation.log(route, self.generation.usage([self._prompt]))
 
     def _now(self) -> dict[str, Any]:
         return self.response.running() | {"output": self._items.output}

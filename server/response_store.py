@@ -19,6 +19,7 @@ from .response_input import Item, Recall
 MOST_RESPONSES = 1000  # of a tenant
 MOST_BYTES = 64 << 20  # of a tenant
 MOST_SECONDS = 24 * 3600.0
+ENTRY = 256  # bytes that it takes to find an item by its id, beside the id, about
 
 
 class Stored(NamedTuple):
@@ -32,7 +33,7 @@ class Stored(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes, about."""
-        return len(self.body) + len(self.input) + sum(map(len, self.own))
+        return len(self.body) + len(self.input) + sum(ENTRY + len(name) for name in self.own)
 
     def items(self) -> list[Item]:
         """What its model was given."""

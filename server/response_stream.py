@@ -26,7 +26,7 @@ class ResponseStream(Response):
         except ClientGone:
             self._reply.generation.metrics.client_disconnect()
         finally:
-            self._reply.close(scope["path"])
+            self._reply.close()
 
     async def _produce(self, emit: Emit) -> None:
         """Emits all events; what is ready together is sent together."""

@@ -19,11 +19,12 @@ from .body import read_json
 from .caller import Caller, caller_of
 from .clients import ClientGone, while_connected
 from .constraints import compiled, constraint, wanted
-from .dialect import CLIENT_CLOSED, Dialect, encode
+from .dialect import Dialect, encode
 from .errors import ApiError, bad_request
 from .fields import Room
 from .generation import Plan, TextThreads, reserve, submit
 from .output import Output
+from .request_log import CLIENT_CLOSED
 from .response_fields import REFUSED, ResponseRequest
 from .response_input import Item, read_items
 from .response_items import Items
@@ -59,7 +60,9 @@ class Responses(Dialect):
             variant = self.variant(model, target, body.draft_model)
             room = Room(model.info.max_model_len, self.default_max_tokens, caller.tenant.limits)
             plan = _Plan(model, body, asked, variant, room, self.stable(served))
-            grammar = await compiled(self.threads, model, plan.wanted)
+            grammar = await compiled(
+                self.threads, model, plan.wanted, caller.tenant, served.metrics
+            )
             prompt = await self.threads.run(partial(plan.prompt, caller.domain))
             name = f"resp_{uuid.uuid4().hex}"
             plans = [plan.plan(prompt, grammar)]
@@ -111,7 +114,7 @@ class Responses(Dialect):
         if body.previous_response_id is not None:
             stored = self._store.find(tenant, body.previous_response_id)
             if stored is None:
-                raise _unknown(body.previous_response_id, "previous_response_id")
+                raise _no_previous(body.previous_response_id)
             before = stored.conversation()
         items = read_items(body.input, self._store.recall(tenant))
         tools = Toolbox(body.tools or [], body.tool_choice)
@@ -195,6 +198,7 @@ class _Plan:
             tools=self._asked.tools.offered,
             one_call=self._body.parallel_tool_calls is False,
             incremental=self._body.stream is True,
+            formed=self.wanted is not None,
         )
 
 
@@ -206,7 +210,7 @@ async def _whole(request: Request, reply: Reply) -> Response:
         reply.generation.metrics.client_disconnect()
         return Response(status_code=CLIENT_CLOSED)
     finally:
-        reply.close(request.scope["path"])
+        reply.close()
 
 
 def _named(request: Request) -> tuple[str, str]:
@@ -220,9 +224,17 @@ def _refuse_parameters(request: Request, harmless: dict[str, tuple[str, ...]]) -
             raise bad_request(f"{name} is not supported by this server.", name, "unsupported")
 
 
-def _unknown(name: str, param: str = "response_id") -> ApiError:
-    message = f"There is no response {name[:80]!r}; it may have been long ago."
-    return ApiError(404, message, code="response_not_found", param=param)
+def _unknown(name: str) -> ApiError:
+    return ApiError(404, _absent(name), code="response_not_found", param="response_id")
+
+
+def _no_previous(name: str) -> ApiError:
+    """As OpenAI has it: clients that know the code send the whole conversation instead."""
+    return bad_request(_absent(name), "previous_response_id", "previous_response_not_found")
+
+
+def _absent(name: str) -> str:
+    return f"There is no response {name[:80]!r}; it may have been long ago."
 
 
 def _json(body: bytes) -> Response:

@@ -5,6 +5,7 @@ Markers are matched in decoded text, so it does not matter how a model tokenises
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -65,7 +66,9 @@ class Matcher:
         for state, leads in edges.items():
             if state not in deaf:
                 leads.extend((stop, f"{STOPPED}{i}") for i, stop in enumerate(stops))
-        self._runtime = TextStateMachine({**edges, **ends}).make_state(first)
+        whole = {**edges, **ends}.items()
+        machine = _machine(tuple((state, tuple(leads)) for state, leads in whole))
+        self._runtime = machine.make_state(first)
 
     @property
     def state(self) -> str:
@@ -89,17 +92,40 @@ class Matcher:
         return self._stops[int(state.removeprefix(STOPPED))]
 
 
-class MarkedSections:
-    """Thoughts and calls between markers of their own, as most templates have them."""
+@functools.lru_cache(maxsize=8)
+def _machine(edges: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]) -> TextStateMachine:
+    """Made once for all replies of a request, which may be many; it does not change with use."""
+    return TextStateMachine(dict(edges))
 
-    def __init__(self, edges: Edges, stops: Sequence[str], *, thinking: bool) -> None:
+
+class MarkedSections:
+    """Thoughts and calls between markers of their own, as most templates have them.
+
+    In an answer of a given form (``formed``) there are none: what looks like one is its text.
+    """
+
+    def __init__(
+        self, edges: Edges, stops: Sequence[str], *, thinking: bool, formed: bool = False
+    ) -> None:
         self._matcher = Matcher(edges, THOUGHT if thinking else TEXT, stops)
+        self._formed = formed
+        self._stops = stops
 
     @property
     def kind(self) -> Kind:
         return _kind(self._matcher.state)
 
     def split(self, text: str) -> list[Segment]:
+        found = self._split(text)
+        begun = any(s.kind == TEXT and s.text.strip() for s in found)
+        if self._formed and begun and self.kind == TEXT:
+            self._formed = False
+            rest = self._matcher.flush()
+            self._matcher = Matcher({TEXT: []}, TEXT, self._stops)
+            found += self._split(rest)
+        return found
+
+    def _split(self, text: str) -> list[Segment]:
         return [
             Segment(_kind(state), piece, stop=self._matcher.stop_of(state))
             for state, piece in self._matcher.split(text)
@@ -123,6 +149,7 @@ def marked(
     tools: Sequence[Mapping[str, Any]],
     *,
     thinking: bool,
+    formed: bool = False,
 ) -> MarkedSections | None:
     """The sections of a model's replies; None where all of a reply is text."""
     edges: Edges = {TEXT: [], THOUGHT: [], CALL: []}
@@ -138,4 +165,4 @@ def marked(
             edges[CALL].append((end, TEXT))
     if not (stops or any(edges.values())):
         return None
-    return MarkedSections(edges, stops, thinking=thinking)
+    return MarkedSections(edges, stops, thinking=thinking, formed=formed)

@@ -5,8 +5,9 @@ Knows the options' types, not their meaning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +61,19 @@ def rereading(context: typer.Context) -> Callable[[], ServerConfig]:
 
     It raises ConfigError, and may be called on any thread.
     """
-    command, arguments = context.command, context.meta[ARGUMENTS]
+    return partial(configured, context.command, context.meta[ARGUMENTS])
 
-    def reread() -> ServerConfig:
-        kept: list[ServerConfig] = []
-        consumer: Consumer = kept.append
-        try:
-            with command.make_context("serve", list(arguments), obj=consumer) as again:
-                command.invoke(again)
-        except typer.BadParameter as error:
-            raise ConfigError(error.format_message()) from error
-        return kept[0]
 
-    return reread
+def configured(command: Any, arguments: Sequence[str]) -> ServerConfig:
+    """What ``commons serve`` would be started with. Raises ConfigError."""
+    kept: list[ServerConfig] = []
+    consumer: Consumer = kept.append
+    try:
+        with command.make_context("serve", list(arguments), obj=consumer) as context:
+            command.invoke(context)
+    except typer.BadParameter as error:
+        raise ConfigError(error.format_message()) from error
+    return kept[0]
 
 
 def settings_of(context: typer.Context) -> SettingsFile | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from functools import cache
 
 import pytest
@@ -44,9 +46,9 @@ class Counting:
     def get_added_tokens_decoder(self):
         return self.inner.get_added_tokens_decoder()
 
-    def encode(self, text, add_special_tokens):
-        self.asked.append(text)
-        return self.inner.encode(text, add_special_tokens=add_special_tokens)
+    def encode_batch_fast(self, texts, add_special_tokens):
+        self.asked += texts
+        return self.inner.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
 
 def test_only_what_is_new_is_tokenised():
@@ -108,3 +110,22 @@ def test_what_one_domain_has_sent_saves_another_nothing():
         counting.asked.clear()
         assert segments.encode(text, domain).tolist() == segments.encode(text).tolist()
         assert ("user\nHello!" in counting.asked[:1]) == asked
+
+
+def test_other_threads_go_on_meanwhile() -> None:
+    """A long prompt must hold up neither the event loop nor the engine's thread."""
+    encoder = SegmentedEncoder(fast())
+    text, ticks, over = "many words 0123 " * 60_000, [0], threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.002):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    began = time.perf_counter()
+    encoder.encode(text)
+    took = time.perf_counter() - began
+    over.set()
+    thread.join()
+    assert ticks[0] > took / 0.02

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
+import time
 from array import array
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from tokenizers import AddedToken
 
+from engine import grammar
 from engine.engine import Engine
 from engine.grammar import Grammar, GrammarError, Grammars
+from engine.grammar_trial import TOO_COSTLY, Trials
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
-from engine.steering import Constraint, Steering
+from engine.steering import Constraint, Steering, joined
 from engine.thoughts import Thinking, Thoughts
 from engine.tokenizer import Tokenizer
 from engine.variant import BASE, NGRAM, Variant
@@ -160,6 +167,44 @@ def test_a_grammar_that_fails_ends_its_row_alone(engine, tokenizer) -> None:
     assert done.ends == {good: "stop", bad: "error"}
 
 
+def test_drafts_add_nothing_behind_the_end(engine, tokenizer) -> None:
+    """A proposal may complete the grammar, and the model's own choice after it is no token."""
+    fixed = Constraint(lark(tokenizer, 'start: "0123456789" "0123456789"'))
+    prompt = list(tokenizer.encode("0123456789" * 4))
+    plain = start(engine, prompt, fixed)
+    drafted = start(engine, prompt, fixed, variant=Variant(draft=NGRAM))
+    expected, found = Run(engine, [plain]), Run(engine, [drafted])
+    assert found.accepted
+    assert found.tokens[drafted] == expected.tokens[plain]
+    assert (found.ends[drafted], expected.ends[plain]) == ("stop", "stop")
+
+
+def test_a_model_has_more_tokens_than_its_tokenizer(tokenizer) -> None:
+    """As many do, whose embeddings are padded."""
+    grammar = lark(tokenizer, 'start: "a"')
+    wide = grammar.vocab_size + 267
+    (mask,) = Steering(Constraint(grammar), wide).masks([])
+    found = joined([mask], wide)
+    assert found is not None
+    assert found.allowed.shape == (1, wide)
+    (allowed,) = np.nonzero(np.array(found.allowed[0]))
+    assert [tokenizer.token_text(int(token)) for token in allowed] == ["a"]
+
+
+def test_markers_do_not_come_inside_a_text() -> None:
+    """Not even those that are no special tokens, as of Qwen3."""
+    fast = copy.deepcopy(loaded("qwen3").tokenizer._tokenizer.backend_tokenizer)
+    fast.add_tokens([AddedToken("<tool_call>", special=False)])
+    marker = fast.token_to_id("<tool_call>")
+    grammars = Grammars(fast, [EOS])
+    inside = Steering(Constraint(grammars.compile('start: /"[^"]*"/')), marker + 1)
+    assert inside.advance([fast.token_to_id('"')]) == 1
+    assert inside.permitted([fast.token_to_id("a")]) == 1
+    assert inside.permitted([marker]) == 0
+    named = Steering(Constraint(grammars.compile(f'start: <[{marker}]> "a"')), marker + 1)
+    assert named.permitted([marker]) == 1
+
+
 # thoughts
 
 THOUGHTS = Thoughts((5,), (6,), "inside")
@@ -228,6 +273,46 @@ def test_the_cache_is_bounded(tokenizer) -> None:
     assert grammars.kept(sources[0]) is None
     assert grammars.kept(sources[1]) is not None
     assert (grammars.hits, grammars.misses) == (1, 1)
+
+
+def test_the_cache_is_bounded_in_bytes(tokenizer, monkeypatch) -> None:
+    """Which the process that tried a grammar has measured."""
+    grammars = Grammars(tokenizer._fast, [EOS])
+    small, large = 'start: "a"', f"start: {' | '.join(f'/x{i}[a-z]*/' for i in range(3000))}"
+    assert grammars.check(large).nbytes > grammars.check(small).nbytes + len(large)
+    monkeypatch.setattr(grammar, "MOST_BYTES", grammars.check(large).nbytes + len(large))
+    for source in (small, large):
+        grammars.compile(source)
+    assert grammars.kept(small) is None
+    assert grammars.kept(large) is not None
+
+
+PARTS = [{"type": "string", "pattern": f"a{{{i},{i + 50}}}.*b.{{{i}}}c"} for i in range(30)]
+RUNAWAY = f"start: %json {json.dumps({'allOf': PARTS})}"
+
+
+def test_a_trial_is_bounded() -> None:
+    trials = Trials()
+    try:
+        assert trials.verdict('start: "a"').wrong == ""
+        began = time.monotonic()
+        assert trials.verdict(RUNAWAY).wrong == TOO_COSTLY
+        assert time.monotonic() - began < 0.95
+        assert trials.verdict("start: b").wrong.startswith("at 1")
+    finally:
+        trials.close()
+
+
+def test_a_helper_that_is_gone_is_replaced() -> None:
+    trials = Trials()
+    try:
+        assert trials.verdict('start: "a"').wrong == ""
+        assert trials._process is not None
+        trials._process.kill()
+        trials._process.wait()
+        assert trials.verdict('start: "a"').wrong == ""
+    finally:
+        trials.close()
 
 
 def test_what_cannot_be_compiled(tokenizer) -> None:

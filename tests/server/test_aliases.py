@@ -96,11 +96,20 @@ async def test_reply_bears_the_name_that_was_asked_for(
     http: httpx.AsyncClient, model: str, stream: bool
 ) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}]}
-    for route, more in (("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "x"})):
+    for route, more in (
+        ("/v1/chat/completions", chat),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/messages", chat | {"max_tokens": 8}),
+        ("/v1/responses", {"input": "x"}),
+    ):
         response = await http.post(route, json={"model": model, "stream": stream} | more)
         assert response.status_code == 200, response.text
-        first = response.text.split("\n")[0].removeprefix("data: ")
-        assert json.loads(first)["model"] == model
+        lines = [line for line in response.text.split("\n") if not line.startswith("event: ")]
+        first = json.loads(lines[0].removeprefix("data: "))
+        told = first.get("message") or first.get("response") or first
+        assert told["model"] == model
+    counted = await http.post("/v1/messages/count_tokens", json={"model": model} | chat)
+    assert counted.json()["input_tokens"] > 0
 
 
 @pytest.mark.anyio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -111,7 +112,8 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("seed a text", chat(seed="1"), "seed", None),
     ("stop empty", chat(stop=""), "stop", None),
     ("stop with an empty one", chat(stop=["a", ""]), "stop", None),
-    ("stop too many", chat(stop=["a"] * 17), "stop", None),
+    ("stop too much", chat(stop=["a" * 1024] * 5), "stop", None),
+    ("stop too many", chat(stop=["a"] * 65), "stop", None),
     ("stop too long", chat(stop="a" * 1025), "stop", None),
     ("stop a number", chat(stop=5), "stop", None),
     ("stop ids beyond", chat(stop_token_ids=[VOCABULARY]), "stop_token_ids", None),
@@ -134,7 +136,18 @@ CHATS: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("modalities", chat(modalities=["text", "audio"]), "modalities", UNSUPPORTED),
     ("prediction", chat(prediction={"type": "content"}), "prediction.content", None),
     ("prediction kind", chat(prediction={"type": "x", "content": ""}), "prediction.type", None),
-    ("verbosity", chat(verbosity="low"), "verbosity", UNSUPPORTED),
+    (
+        "call without result",
+        chat(
+            messages=[
+                {"role": "user", "content": "go"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
+            ]
+        ),
+        "messages",
+        None,
+    ),
+    ("verbosity", chat(verbosity="loud"), "verbosity", None),
     ("metadata", chat(metadata={"a": 1}), "metadata[...]", None),
     ("metadata key", chat(metadata={"a" * 65: "x"}), "metadata", None),
     ("metadata value", chat(metadata={"a": "x" * 513}), "metadata", None),
@@ -278,6 +291,12 @@ def test_field_of_a_body_that_cannot_be_read_is_named(
 def test_content_type_must_be_json(http: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
     refused(http.post(CHAT, content=json.dumps(chat()).encode(), headers=headers), 415)
+
+
+def test_compressed_body(http: httpx.Client) -> None:
+    content = gzip.compress(json.dumps(chat()).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused(http.post(CHAT, content=content, headers=headers), 415)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

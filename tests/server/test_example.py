@@ -34,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         raise SystemExit(code)
 
     monkeypatch.setattr(process, "run", run)
-    monkeypatch.setattr(cli, "_leave", leave)
+    monkeypatch.setattr(cli, "leave", leave)
     return configs
 
 

@@ -77,6 +77,18 @@ async def test_model_without_marks_refuses_a_suffix(
     assert response.json()["choices"][0]["text"] == "ok"
 
 
+async def test_stops_of_an_editor(http: httpx.AsyncClient, service: Scripted) -> None:
+    """As Continue completes code: its model's marks, and what begins the next thing in a file."""
+    words = ("function", "class", "module", "export", "import", "interface", "type", "const")
+    marks = ("prefix", "middle", "suffix", "pad")
+    stops = [f"\n{word}" for word in words] + [f"<|fim_{mark}|>" for mark in marks]
+    stops += ["/src/", "#- coding: utf-8", "```", "<|endoftext|>", "<|file_sep|>", "\n\n"]
+    service.says = "return x\nfunction g"
+    body = {"model": "m", "prompt": "<|fim_prefix|>f(<|fim_suffix|>)<|fim_middle|>", "stop": stops}
+    (choice,) = (await http.post(ROUTE, json=body)).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("return x", "stop")
+
+
 @pytest.mark.parametrize("prompt", ["a b", ["a b", "c"], [[70, 71], [72]]])
 async def test_echo(http: httpx.AsyncClient, service: Scripted, prompt: Any) -> None:
     service.says = " ok"

@@ -121,6 +121,13 @@ REPLIES: list[tuple[str, dict[str, Any], list[dict[str, Any]], str]] = [
         [{"type": "tool_use", "name": "look", "input": {"x": "é"}}],
         "tool_use",
     ),
+    # Arguments that are no object; clients take nothing else.
+    (
+        CALL.replace('{"x": "é"}', '"é"'),
+        {},
+        [{"type": "tool_use", "name": "look", "input": {"input": "é"}}],
+        "tool_use",
+    ),
     (CALL, {"tool_choice": {"type": "none"}}, [{"type": "text", "text": CALL}], "end_turn"),
 ]
 

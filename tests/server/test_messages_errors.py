@@ -10,10 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scheduler.events import Event, Finished
 from scheduler.streams import QueueFull
-from server.generation import Choice, Piece
-from server.messages_stream import MessageEvents
 
 from .messages import ROUTE, TOOL, body, parsed
 from .scripted import Scripted
@@ -135,30 +132,13 @@ async def test_errors_have_anthropics_shape(
     assert (busy.status_code, busy.json()["error"]["type"]) == (529, "overloaded_error")
 
 
-async def test_error_in_a_stream(
-    http: httpx.AsyncClient, service: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[Event] = []
-    dispatch, write = service._dispatch, MessageEvents.piece
-
-    def but_for_the_end(events: list[Event]) -> None:
-        ends = [e for e in events if isinstance(e, Finished)]
-        kept.extend(ends)
-        if not ends:
-            dispatch(events)
-
-    def then_fails(self: MessageEvents, choice: Choice, piece: Piece) -> bytes:
-        dispatch(kept)
-        return write(self, choice, piece)
-
-    monkeypatch.setattr(service, "_dispatch", but_for_the_end)
-    monkeypatch.setattr(MessageEvents, "piece", then_fails)
+async def test_error_in_a_stream(http: httpx.AsyncClient, service: Scripted) -> None:
     service.says, service.fails_after = "one two three", 2
     response = await http.post(ROUTE, json=body(stream=True))
     events = parsed(response.text)
     assert [e["type"] for e in events[:3]] == ["message_start", "ping", "content_block_start"]
     assert events[-1]["type"] == "error"
-    assert events[-1]["error"] == {"type": "overloaded_error", "message": "The engine failed."}
+    assert events[-1]["error"] == {"type": "api_error", "message": "The engine failed."}
     assert events[-1]["request_id"] == response.headers["request-id"]
 
 

@@ -73,11 +73,18 @@ def test_neighbours_of_the_same_role_are_one() -> None:
         ("user", "b"),
         ("assistant", [call("a")]),
         ("assistant", [text("c"), call("b")]),
+        ("user", [result("a"), result("b")]),
     )
-    assert [m["role"] for m in made] == ["user", "assistant"]
+    assert [m["role"] for m in made] == ["user", "assistant", "tool", "tool"]
     assert made[0]["content"] == "a\n\nb"
     assert made[1]["content"] == "c"
     assert [c["id"] for c in made[1]["tool_calls"]] == ["a", "b"]
+
+
+def test_calls_at_the_end_need_their_results() -> None:
+    with pytest.raises(ApiError) as caught:
+        plain([], ("user", "a"), ("assistant", [text("b"), call("c")]))
+    assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
 def test_every_turn_begins_with_the_one_before() -> None:

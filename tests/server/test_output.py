@@ -17,6 +17,7 @@ from engine import embedded
 from engine.tokenizer import Tokenizer
 from server.calls import MOST_CALL
 from server.output import Delta, Output
+from server.sections import MarkedSections
 
 from .support import Pieces
 
@@ -343,3 +344,28 @@ def test_pieces_make_the_whole(
         return
     assert shown(pieces) == shown(whole)
     assert (other.ended, other.stop, other.called) == (output.ended, output.stop, output.called)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_an_answer_of_a_form_has_no_markers(size: int) -> None:
+    """What looks like one inside a JSON text belongs to it; stop strings still count."""
+    answer = '{"a": "<think>no</think> <tool_call>{}</tool_call>"'
+    said = f"why</think>\n{answer}"
+    sections = MarkedSections(
+        {
+            "text": [("<think>", "thought"), ("<tool_call>", "call")],
+            "thought": [("</think>", "text")],
+            "call": [("</tool_call>", "text")],
+        },
+        ["STOP"],
+        thinking=True,
+        formed=True,
+    )
+    whole = said + "STOP and more"
+    pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
+    found = [s for piece in pieces for s in sections.split(piece)] + sections.flush()
+    of = lambda kind: "".join(s.text for s in found if s.kind == kind)
+    assert of("thought") == "why"
+    assert of("text").strip() == answer
+    assert of("call") == ""
+    assert any(s.kind == "end" for s in found)

@@ -78,13 +78,12 @@ async def test_other_tenants_have_no_part_in_it(http: httpx.AsyncClient) -> None
         await http.delete(url, headers=bearer(B)),
         await http.post(f"{url}/cancel", headers=bearer(B)),
         await http.get(f"{url}/input_items", headers=bearer(B)),
-        await http.post(
-            ROUTE,
-            json={"model": "m", "input": "x", "previous_response_id": response["id"]},
-            headers=bearer(B),
-        ),
     ]:
         assert answer.status_code == 404
+    more = {"model": "m", "input": "x", "previous_response_id": response["id"]}
+    answer = await http.post(ROUTE, json=more, headers=bearer(B))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "previous_response_not_found"
     reference = {"model": "m", "input": [{"type": "item_reference", "id": item}]}
     assert (await http.post(ROUTE, json=reference, headers=bearer(B))).status_code == 400
     assert (await http.get(url)).status_code == 200
@@ -143,7 +142,7 @@ def keep(store: ResponseStore, name: str, text: str = "x", tenant: str = "a") ->
 
 def test_bounded_by_count_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_store, "MOST_RESPONSES", 3)
-    monkeypatch.setattr(response_store, "MOST_BYTES", 2000)
+    monkeypatch.setattr(response_store, "MOST_BYTES", 3000)
     now = 0.0
     store = ResponseStore(lambda: now)
     for name in "12345":
@@ -153,12 +152,20 @@ def test_bounded_by_count_bytes_and_age(monkeypatch: pytest.MonkeyPatch) -> None
     keep(store, "large", "y" * 1500)
     assert store.find("a", "large") is not None
     assert store.find("a", "4") is None
-    keep(store, "too large", "z" * 2000)
+    keep(store, "too large", "z" * 3000)
     assert store.find("a", "too large") is None
     assert store.find("a", "large") is not None
     assert store.find("b", "other") is not None
     now = response_store.MOST_SECONDS + 1
     assert store.find("a", "large") is None
+
+
+def test_what_it_takes_to_find_items_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_store, "MOST_BYTES", 1 << 20)
+    store = ResponseStore()
+    items = read_items([{"role": "user", "content": ""}] * 3000, lambda _: None)
+    store.keep("a", "1", body_of("x"), items, len(items))
+    assert store.find("a", "1") is None  # its JSON is half of that
 
 
 def test_items_are_found_as_long_as_their_response_is_stored() -> None:

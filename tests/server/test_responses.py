@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.response_input import seal, unseal
+
 from .responses import ROUTE, refused, streamed, texts, whole
 from .scripted import Scripted
 
@@ -222,6 +224,21 @@ async def test_thoughts_come_back_sealed(http: httpx.AsyncClient, service: Scrip
     assert error["param"] == "input[1].encrypted_content"
 
 
+def test_sealed_thoughts_do_not_grow_when_they_are_opened() -> None:
+    thought = "a" * 1000
+    assert unseal(seal(thought), "") == thought
+    assert len(seal(thought)) > len(thought)
+
+
+async def test_what_hosted_tools_would_tell_may_be_asked_for(
+    http: httpx.AsyncClient, service: Scripted
+) -> None:
+    await whole(http, tools=[{"type": "web_search"}], include=["web_search_call.action.sources"])
+    for verbosity in ("low", "medium", "high"):
+        told = (await whole(http, text={"verbosity": verbosity}))["text"]
+        assert told["verbosity"] == verbosity
+
+
 async def test_continued_by_id(http: httpx.AsyncClient, service: Scripted) -> None:
     service.says = CALL
     first = await whole(http, tools=[TOOL], instructions="Old.", input="one")
@@ -245,6 +262,9 @@ async def test_continued_by_id(http: httpx.AsyncClient, service: Scripted) -> No
     )
     assert "three<|im_end|>" in service.prompt
     assert third["previous_response_id"] is None
+    # A long item is not multiplied by short references.
+    twice = [{"type": "item_reference", "id": second["output"][0]["id"]}] * 2
+    assert (await refused(http, input=twice))["param"] == "input[1].id"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +295,7 @@ async def test_continued_by_id(http: httpx.AsyncClient, service: Scripted) -> No
         ({"max_tool_calls": 0}, "max_tool_calls"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"truncation": "middle"}, "truncation"),
-        ({"include": ["file_search_call.results"]}, "include"),
+        ({"include": ["everything"]}, "include"),
         ({"reasoning": {"effort": "more"}}, "reasoning.effort"),
         ({"reasoning": {"effort": 3}}, "reasoning.effort"),
         ({"text": {"verbosity": "loud"}}, "text.verbosity"),

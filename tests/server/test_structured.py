@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from tests.structured import check
 
 from .process import Server
-from .support import MODEL, idle, poll, stream
+from .support import MODEL, Metrics, idle, poll, scrape, stream
 
 ROUTE = "/v1/chat/completions"
 PLAIN = {
@@ -256,6 +256,19 @@ def test_costly_schemas_are_bounded(http: httpx.Client, name: str) -> None:
 )
 def test_bad_fields(http: httpx.Client, param: str, asked: dict[str, Any]) -> None:
     refused(http, param, **asked)
+
+
+def test_grammars_are_counted(http: httpx.Client, first_scrape: str) -> None:
+    kinds = ("hit", "miss", "refused")
+    count = lambda scrape: [scrape("grammar_cache_total", result=kind) for kind in kinds]
+    assert count(Metrics(first_scrape)) == [0, 0, 0]
+    before = count(scrape(http))
+    for _ in range(2):
+        answer(http, guided_choice=["asked for", "twice"])
+    refused(http, "guided_regex", guided_regex="([")
+    after = scrape(http)
+    assert [b - a for a, b in zip(before, count(after), strict=True)] == [1, 1, 1]
+    assert after("grammar_compile_seconds_count") == after("grammar_cache_total", result="miss")
 
 
 def test_nothing_is_left_running(http: httpx.Client) -> None:

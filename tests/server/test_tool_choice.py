@@ -211,7 +211,7 @@ def test_calls_in_tags() -> None:
     tools = [tool("read", schema)]
     found = wanted(None, ToolChoice("required"), tools, coder, one=True)
     assert found is not None
-    matcher = coder.grammars.compile(found.source).matcher()
+    matcher = coder.grammars.compile(found().source).matcher()
 
     def reads(parameters: str) -> bool:
         text = f"<tool_call>\n<function=read>\n{parameters}</function>\n</tool_call>"

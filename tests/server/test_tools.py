@@ -213,7 +213,7 @@ async def test_answer_begun_by_the_client(
 @pytest.mark.parametrize(
     "more",
     [
-        {"store": True, "user": "u", "metadata": {"k": "v"}, "verbosity": "medium"},
+        {"store": True, "user": "u", "metadata": {"k": "v"}, "verbosity": "low"},
         {"prediction": {"type": "content", "content": "ok"}},
         {"prediction": {"type": "content", "content": [{"type": "text", "text": "ok"}]}},
     ],
