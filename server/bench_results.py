@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from .bench_client import Reply
 
 INTERVALS = 60  # at most, that the course of a run is told in
-STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)  # s; their lengths
+STEPS = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)  # s; their lengths
 EDGES = tuple(1e-4 * 10 ** (i / 6) for i in range(37))  # s, of the histogram; to 100 s
 
 

@@ -13,6 +13,14 @@ from aiohttp import web
 
 from deploy.loadtest.scenarios import ENDLESS
 
+METRICS = """\
+# TYPE commons_memory_bytes gauge
+commons_memory_bytes{adapter="",draft="",kind="active",model="a"} 3e+06
+commons_memory_bytes{adapter="",draft="",kind="weights",model="a"} 1.5e+06
+commons_memory_bytes{adapter="",draft="",kind="weights",model="b"} 1000.0
+commons_kv_cache_bytes{adapter="",draft="",model="a",state="lent"} 7.0
+process_resident_memory_bytes 5e+08
+"""
 WORDS = ("one ", "two ", "three ", "four")
 
 
@@ -58,6 +66,7 @@ class TinyEndpoint:
         self._stop = asyncio.Event()
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._chat)
         runner = web.AppRunner(app, shutdown_timeout=0)
         await runner.setup()
@@ -71,6 +80,11 @@ class TinyEndpoint:
     async def _models(self, request: web.Request) -> web.Response:
         data = [m if isinstance(m, dict) else {"id": m} for m in self.models]
         return web.json_response({"object": "list", "data": data})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != "Bearer watcher":
+            return web.Response(status=401)
+        return web.Response(text=METRICS)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

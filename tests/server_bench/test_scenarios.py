@@ -191,6 +191,17 @@ def test_first_turns_are_due_when_they_should_come(endpoint: TinyEndpoint) -> No
     assert [len(turn) for turn in results.by_turn] == [8, 8]
 
 
+def test_waiting_counts_where_the_client_itself_is_late(endpoint, monkeypatch) -> None:
+    def slow(*_: object) -> str:
+        time.sleep(0.3)
+        return "hello"
+
+    monkeypatch.setattr("server.bench_load.question", slow)
+    group = Group(name="c", arrivals=Burst(1, 1.0), conversations=1)
+    (reply,) = load(endpoint, Scenario(clients=(group,))).replies
+    assert reply.ttft >= 0.3
+
+
 def test_time_ends_a_load(endpoint: TinyEndpoint, tmp_path: Path) -> None:
     text = f'duration_s = 0.5\n{ONE}\n[[clients]]\nname = "p"\n{POISSON}\n'
     scenario = scenario_of(tmp_path / "timed.toml", text)
@@ -264,6 +275,16 @@ def test_the_command_runs_a_file(endpoint: TinyEndpoint, tmp_path: Path) -> None
     assert report["finish_reasons"] == {"length": 7}
     assert report["memory"] is None
     assert "by clients" in result.stderr
+
+
+def test_memory_is_read_with_the_key_for_metrics(endpoint: TinyEndpoint) -> None:
+    small = ("--agents", "1", "--turns", "1", "--system-tokens", "9", "--key", "k", "--json", "-")
+    report = json.loads(run(endpoint, *small, "--metrics-key", "watcher").stdout)
+    first = report["memory"][0]
+    assert first.pop("at_s") >= 0
+    assert first == {"active_bytes": 3_000_000, "weights_bytes": 1_501_000, "lent_bytes": 7}
+    assert set(endpoint.keys) == {"Bearer k"}
+    assert json.loads(run(endpoint, *small).stdout)["memory"] is None
 
 
 @pytest.mark.parametrize(
