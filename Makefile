@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve doctor prometheus dashboards test lint types bench oracle schemas clients train clean
+.PHONY: setup serve doctor prometheus dashboards test lint types bench compare oracle schemas clients train clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m deploy.loadtest.measure $(ARGS)
+
+compare: setup
+	$(BIN)/python -m deploy.loadtest.compare $(ARGS)
 
 oracle: setup
 	$(BIN)/python -m tests.conversations $(ARGS)

@@ -1,20 +1,7 @@
-"""``commons bench``: many agents with growing conversations against an OpenAI-compatible endpoint.
+"""``commons bench``: a load on any OpenAI-compatible endpoint, and what came of it.
 
-A process of its own with one event loop. Knows of the server what any client knows.
-
-The JSON report (``--json``) holds the load (``base``, ``model``, ``agents``, ``turns``,
-``system_tokens``, ``user_tokens``, ``max_tokens``, ``private``, ``stagger_s``, ``seed``) and
-
-- ``wall_s``: seconds from the first request to the end of the last;
-- ``interrupted``: whether Ctrl-C ended it early;
-- ``requests``, ``errors``, ``error_messages`` (message to count), ``uncounted_replies``
-  (replies for which the server gave no usage);
-- ``prompt_tokens``, ``cached_tokens``, ``completion_tokens``: sums of the server's usage;
-- ``hit_rate``: cached by prompt tokens; ``output_tokens_per_s``: completion tokens by wall;
-- ``ttft_s``, ``itl_s``, ``pause_s``, each ``{"p50", "p95", "max"}`` or nulls: seconds to the
-  first text of a reply; a reply's mean seconds per further token; between two arrivals of text;
-- ``by_turn``: a list of ``turn``, ``replies`` and for these the token sums, ``hit_rate`` and
-  ``ttft_s``.
+A process of its own with one event loop. Knows of the server what any client knows. The JSON
+report is described in ``server.bench_json``.
 """
 
 from __future__ import annotations
@@ -22,27 +9,45 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.bench_client import BenchError, Endpoint, open_session
-from server.bench_load import Load, find_model, run_load
-from server.bench_report import Results, Spread, seconds, total_table, turn_table
+from server.bench_display import Display
+from server.bench_json import report
+from server.bench_load import Routes, find_model, find_routes, run_load
+from server.bench_page import page
+from server.bench_report import group_table, total_table, turn_table
+from server.bench_results import Results
+from server.bench_scenario import Closed, Group, Scenario, changed, read_scenario, scenario_names
+from server.bench_watch import Look, watch
+from server.settings_file import ConfigError
 
-REFRESH = 0.25  # s between two updates of the progress line
 INTERRUPTED = 130  # exit code, as shells use it for Ctrl-C
+OWN_LOAD = ("agents", "turns", "system_tokens", "user_tokens", "max_tokens", "private", "stagger")
 
 
 def bench(
+    context: typer.Context,
     base: Annotated[str, typer.Option(help="Where the API is.")] = "http://127.0.0.1:8000/v1",
     model: Annotated[
         str, typer.Option(help="Model id; 'default' is the first one that the server lists.")
     ] = "default",
+    scenario: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE.toml", help=f"A load as data: {', '.join(scenario_names())}."
+        ),
+    ] = "",
+    duration: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds after which no turn begins.")
+    ] = None,
     agents: Annotated[int, typer.Option(min=1, help="Conversations held at once.")] = 16,
     turns: Annotated[int, typer.Option(min=1, help="Questions per conversation.")] = 3,
     system_tokens: Annotated[
@@ -56,120 +61,180 @@ def bench(
     stagger: Annotated[
         float, typer.Option(min=0, help="Seconds between the starts of two agents.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Another seed makes other text.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Another seed makes other text and other arrivals.")
+    ] = None,
     key: Annotated[str, typer.Option(help="API key, where the server wants one.")] = "",
+    tenant_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENANT=KEY", help="The key of a scenario's tenant; repeatable."),
+    ] = None,
+    metrics_key: Annotated[
+        str, typer.Option(help="The key for /metrics, where the server wants one.")
+    ] = "",
     json_to: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Write all numbers; - for stdout.")
     ] = "",
+    html_to: Annotated[
+        str, typer.Option("--html", metavar="FILE", help="Write one page with plots.")
+    ] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 900.0,
 ) -> None:
-    """Many agents with one system prompt and growing conversations, against any endpoint."""
-    load = Load(
-        agents=agents,
-        turns=turns,
-        system_tokens=system_tokens,
-        user_tokens=user_tokens,
-        max_tokens=max_tokens,
-        private=private,
-        stagger=stagger,
-        seed=seed,
-    )
-    endpoint, results = Endpoint(base.rstrip("/"), model, key), Results(turns)
+    """Put a load on any endpoint: many agents with one system prompt, or a --scenario."""
+    if scenario:
+        _refuse(context, OWN_LOAD)
+        with _blaming("--scenario"):
+            load = read_scenario(scenario)
+    else:
+        load = agents_scenario(
+            agents, turns, system_tokens, user_tokens, max_tokens, private, stagger
+        )
+    with _blaming("--duration, --seed"):
+        load = changed(load, duration_s=duration, seed=seed)
+    for option, file in (("--json", json_to), ("--html", html_to)):
+        _check_folder(option, file)
+    endpoint = Endpoint(base.rstrip("/"), model, key)
+    run = Run(endpoint, load, _tenant_keys(tenant_key or []), metrics_key, timeout)
     try:
-        endpoint = asyncio.run(_resolve(endpoint, timeout))
-        asyncio.run(_run(endpoint, load, results, timeout))
+        numbers = run.run()
     except BenchError as error:
         typer.echo(f"commons bench: {error}", err=True)
         raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        results.interrupted = True
-    _show(report(endpoint, load, results), results, json_to)
-    if failure := results.failure():
+    _show(numbers, json_to)
+    _write(html_to, page(numbers) if html_to else "")
+    if failure := run.results.failure():
         typer.echo(f"commons bench: {failure}", err=True)
-    if results.interrupted or results.failed:
-        raise typer.Exit(INTERRUPTED if results.interrupted else 1)
+    if run.results.interrupted or run.results.failed:
+        raise typer.Exit(INTERRUPTED if run.results.interrupted else 1)
 
 
-def report(endpoint: Endpoint, load: Load, results: Results) -> dict[str, Any]:
-    """The JSON report as described at the top of this file."""
-    settings = asdict(load)
-    settings["stagger_s"] = settings.pop("stagger")
-    return {"base": endpoint.base, "model": endpoint.model, **settings, **results.json()}
+def agents_scenario(
+    agents: int,
+    turns: int,
+    system_tokens: int,
+    user_tokens: int,
+    max_tokens: int,
+    private: bool = False,
+    stagger: float = 0.0,
+) -> Scenario:
+    """Agents with one system prompt, or one each, and growing conversations."""
+    group = Group(
+        name="agent",
+        arrivals=Closed(agents, stagger),
+        turns=turns,
+        system_tokens=system_tokens,
+        system_prompts=0 if private else 1,
+        user_tokens=user_tokens,
+        max_tokens=max_tokens,
+    )
+    return Scenario(clients=(group,), about=f"{agents} agents with growing conversations.")
 
 
-async def _resolve(endpoint: Endpoint, limit_s: float) -> Endpoint:
-    async with open_session(limit_s) as session:
-        return await find_model(session, endpoint)
+class Run:
+    """One run of a load, with what is seen while it lasts."""
 
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        scenario: Scenario,
+        keys: Mapping[str, str] | None = None,
+        metrics_key: str = "",
+        limit_s: float = 900.0,
+    ) -> None:
+        self.results = Results(scenario.turns, [group.name for group in scenario.clients])
+        self._endpoint = endpoint
+        self._scenario = scenario
+        self._keys = keys or {}
+        self._metrics_key = metrics_key
+        self._limit = limit_s
+        self._looks: list[Look] = []
 
-async def _run(endpoint: Endpoint, load: Load, results: Results, limit_s: float) -> None:
-    display = _Display(load, results)
-    async with open_session(limit_s) as session:
-        drawing = asyncio.create_task(display.run())
+    def run(self) -> dict[str, Any]:
+        """The report, also after Ctrl-C. Raises BenchError where the load cannot begin."""
+        began = datetime.now()
         try:
-            await run_load(session, endpoint, load, results, display.count)
-        finally:
-            drawing.cancel()
-            await asyncio.wait([drawing])
+            routes = asyncio.run(self._resolve())
+            asyncio.run(self._put(routes))
+        except KeyboardInterrupt:
+            self.results.interrupted = True
+        return report(self._endpoint, self._scenario, began, self.results, self._looks)
+
+    async def _resolve(self) -> Routes:
+        async with open_session(self._limit) as session:
+            self._endpoint = await find_model(session, self._endpoint)
+            return await find_routes(session, self._endpoint, self._scenario, self._keys)
+
+    async def _put(self, routes: Routes) -> None:
+        results, display = self.results, Display(self._scenario, self.results)
+        async with open_session(self._limit) as session:
+            base, key = self._endpoint.base, self._metrics_key or self._endpoint.key
+            start = time.perf_counter()
+            beside = [
+                asyncio.create_task(display.run()),
+                asyncio.create_task(watch(session, base, key, start, self._looks)),
+            ]
+            try:
+                await run_load(session, self._scenario, routes, results, display.count)
+            finally:
+                for task in beside:
+                    task.cancel()
+                await asyncio.wait(beside)
 
 
-def _show(numbers: dict[str, Any], results: Results, json_to: str) -> None:
+def _wrong(option: str, message: str) -> typer.Exit:
+    """Says what is wrong with an option in one plain line, however wide the terminal."""
+    typer.echo(f"commons bench: {option}: {message}", err=True)
+    return typer.Exit(2)
+
+
+def _refuse(context: typer.Context, options: Sequence[str]) -> None:
+    for name in options:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise _wrong("--" + name.replace("_", "-"), "this does not go with --scenario")
+
+
+@contextmanager
+def _blaming(option: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise _wrong(option, str(error)) from error
+
+
+def _check_folder(option: str, file: str) -> None:
+    """Finds out before the load, not after it, that a file cannot be written."""
+    if file and file != "-" and not Path(file).absolute().parent.is_dir():
+        raise _wrong(option, f"there is no folder for {file}")
+
+
+def _tenant_keys(pairs: Sequence[str]) -> dict[str, str]:
+    keys = {}
+    for pair in pairs:
+        tenant, _, key = pair.partition("=")
+        if not (tenant and key):
+            raise _wrong("--tenant-key", "write TENANT=KEY")
+        keys[tenant] = key
+    return keys
+
+
+def _show(numbers: dict[str, Any], json_to: str) -> None:
     # With the JSON on stdout, a program reads there and a person at the terminal reads stderr.
     console = Console(stderr=json_to == "-")
-    if results.replies:
-        console.print(turn_table(results))
-        console.print(total_table(results))
-    text = json.dumps(numbers, indent=2)
-    if json_to == "-":
-        typer.echo(text)
-    elif json_to:
+    if numbers["requests"] > numbers["errors"]:
+        console.print(turn_table(numbers))
+        if len(numbers["by_group"]) > 1:
+            console.print(group_table(numbers))
+        console.print(total_table(numbers))
+    _write(json_to, json.dumps(numbers, indent=2) + "\n")
+
+
+def _write(file: str, text: str) -> None:
+    if file == "-":
+        typer.echo(text, nl=False)
+    elif file:
         try:
-            Path(json_to).write_text(text + "\n", encoding="utf-8")
+            Path(file).write_text(text, encoding="utf-8")
         except OSError as error:
-            typer.echo(f"commons bench: cannot write {json_to}: {error.strerror}", err=True)
+            typer.echo(f"commons bench: cannot write {file}: {error.strerror}", err=True)
             raise typer.Exit(1) from error
-
-
-class _Display:
-    """The progress line; drawn on a timer so that drawing costs the same at any token rate."""
-
-    def __init__(self, load: Load, results: Results) -> None:
-        console = Console(stderr=True)
-        self._results = results
-        self._texts = 0
-        self._start = time.perf_counter()
-        self._progress = Progress(
-            TextColumn("turns"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=console,
-            auto_refresh=False,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=load.agents * load.turns, numbers="")
-
-    def count(self, now: float) -> None:
-        """Takes note of one arrival of text."""
-        self._texts += 1
-
-    async def run(self) -> None:
-        """Draws until cancelled."""
-        with self._progress:
-            try:
-                while True:
-                    self._draw()
-                    await asyncio.sleep(REFRESH)
-            finally:
-                self._draw()
-
-    def _draw(self) -> None:
-        replies = self._results.replies
-        rate = self._texts / max(time.perf_counter() - self._start, 1e-9)
-        ttft = Spread.of(r.ttft for r in replies).p50
-        numbers = f"~{rate:.0f} tok/s  TTFT {seconds(ttft)}  hits {self._results.hit_rate():.0%}"
-        if self._results.failed:
-            numbers += f"  errors {self._results.failed}"
-        self._progress.update(self._task, completed=len(replies), numbers=numbers)
-        self._progress.refresh()

@@ -35,9 +35,9 @@ class Endpoint(NamedTuple):
 class Reply(NamedTuple):
     """A finished reply. Token counts are what the server's usage says.
 
-    ``ttft`` and ``total`` are the seconds to the first and to the last text, ``pauses``
-    the seconds between two arrivals of text. Without usage from the server
-    (``counted`` False) the prompt counts are 0 and ``completion_tokens`` counts arrivals.
+    ``ttft`` and ``total`` are the seconds to the first and to the last text, from when the
+    request was due, ``pauses`` the seconds between two arrivals of text. Without usage from the
+    server (``counted`` False) the prompt counts are 0 and ``completion_tokens`` counts arrivals.
     """
 
     text: str
@@ -49,6 +49,7 @@ class Reply(NamedTuple):
     completion_tokens: int
     finish_reason: str
     counted: bool
+    cached_counted: bool
 
     @property
     def inter_token(self) -> float | None:
@@ -85,11 +86,15 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-class _Models(msgspec.Struct):
-    class Entry(msgspec.Struct):
-        id: str
+class Model(msgspec.Struct):
+    """A model that an endpoint lists; an adapter has its base as ``parent``."""
 
-    data: list[Entry] = []
+    id: str
+    parent: str | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[Model] = []
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -103,14 +108,14 @@ def open_session(limit_s: float) -> aiohttp.ClientSession:
     )
 
 
-async def list_models(session: aiohttp.ClientSession, endpoint: Endpoint) -> list[str]:
-    """The ids that the endpoint lists. Raises BenchError where it does not answer so."""
+async def list_models(session: aiohttp.ClientSession, endpoint: Endpoint) -> list[Model]:
+    """What the endpoint lists. Raises BenchError where it does not answer so."""
     try:
         async with session.get(endpoint.base + "/models", headers=endpoint.headers) as response:
             body = await response.read()
             if response.status != 200:
                 raise BenchError(_http_error(response.status, body))
-            return [entry.id for entry in _decode_models(body).data]
+            return _decode_models(body).data
     except msgspec.DecodeError as error:
         raise BenchError(f"{endpoint.base} is not an OpenAI-compatible endpoint") from error
     except (aiohttp.ClientError, TimeoutError) as error:
@@ -123,10 +128,12 @@ async def stream_reply(
     messages: Sequence[Message],
     max_tokens: int,
     on_text: Callable[[float], None] | None = None,
+    due: float | None = None,
 ) -> Reply:
     """Asks for a greedy reply of at most ``max_tokens`` and reads it to its end.
 
-    ``on_text`` is called with ``time.perf_counter()`` at each arrival of text.
+    ``on_text`` is called with ``time.perf_counter()`` at each arrival of text. Times count from
+    ``due``, by the same clock, where a request should have been sent earlier than now.
     Raises BenchError for anything but a complete reply.
     """
     body = {
@@ -138,7 +145,7 @@ async def stream_reply(
         "stream_options": {"include_usage": True},
     }
     url = endpoint.base + "/chat/completions"
-    reader = _ReplyReader(on_text)
+    reader = _ReplyReader(on_text, time.perf_counter() if due is None else due)
     try:
         async with session.post(url, json=body, headers=endpoint.headers) as response:
             if response.status != 200:
@@ -165,9 +172,9 @@ async def _event_batches(response: aiohttp.ClientResponse) -> AsyncIterator[list
 class _ReplyReader:
     """Collects the events of one reply."""
 
-    def __init__(self, on_text: Callable[[float], None] | None) -> None:
+    def __init__(self, on_text: Callable[[float], None] | None, start: float) -> None:
         self._on_text = on_text
-        self._start = time.perf_counter()
+        self._start = start
         self._arrivals: list[float] = []
         self._text: list[str] = []
         self._usage: _Usage | None = None
@@ -214,6 +221,7 @@ class _ReplyReader:
             completion_tokens=usage.completion_tokens if self._usage else len(at),
             finish_reason=self._finish_reason,
             counted=self._usage is not None,
+            cached_counted=details.cached_tokens is not None,
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from server.bench_scenario import Scenario
 
 Numbers = dict[str, Any]
 
@@ -56,6 +58,36 @@ def _memory(n: Numbers) -> str:
     return f"{n['peak_rss_mib']:,}"
 
 
+def _spread(key: str, which: Sequence[str]) -> Callable[[Numbers], str]:
+    return lambda n: " / ".join("–" if n[key][w] is None else f"{n[key][w]:.2f}" for w in which)
+
+
+def _turns(n: Numbers) -> str:
+    turns = [turn["ttft_s"]["p50"] for turn in n["by_turn"]]
+    return " / ".join("–" if t is None else f"{t:.2f}" for t in (turns[0], turns[-1]))
+
+
+def _pace(n: Numbers) -> str:
+    pace = n["itl_s"]["p50"]
+    return "–" if pace is None else f"{pace * 1e3:.1f}"
+
+
+def _reused(n: Numbers) -> str:
+    untold = n["replies_without_cached"] == n["requests"] - n["errors"]
+    return "not told" if untold else f"{n['hit_rate']:.0%}"
+
+
+MEASURES = (
+    ("wall time, s", _wall),
+    ("requests", lambda n: f"{n['requests']}"),
+    ("TTFT p50 / p95 / max, s", _spread("ttft_s", ("p50", "p95", "max"))),
+    ("TTFT p50, first / last turn, s", _turns),
+    ("time per output token p50, ms", _pace),
+    ("output tokens per second", lambda n: f"{n['output_tokens_per_s']:.1f}"),
+    ("prompt tokens reused", _reused),
+    ("peak resident memory, MiB", _memory),
+)
+
 AGENTS = "agents: 16 agents x 3 turns, 4000 shared tokens, 48 new"
 CROWD = "crowd: 32 agents x 2 turns, 8000 shared tokens, 32 new"
 PRIVATE = "private: 8 agents x 3 turns, nothing in common"
@@ -86,14 +118,21 @@ ROWS = (
 )
 
 
-def markdown(results: dict[str, dict[str, Numbers]], servers: list[str]) -> str:
+def load_rows(scenario: Scenario) -> tuple[Row, ...]:
+    """Rows for any scenario's report."""
+    return tuple(Row(scenario.name, measure, read) for measure, read in MEASURES)
+
+
+def markdown(
+    results: dict[str, dict[str, Numbers]], servers: list[str], rows: Sequence[Row] = ROWS
+) -> str:
     """The table as Markdown, with the rows of the scenarios in ``results``."""
     lines = [
         "| scenario | measure | " + " | ".join(servers) + " |",
         "|---|---|" + "---|" * len(servers),
     ]
     shown = ""
-    for row in ROWS:
+    for row in rows:
         numbers = results.get(row.scenario.partition(":")[0])
         if numbers is None:
             continue

@@ -38,12 +38,19 @@ REQUEST_LIMIT = 1800.0  # s for one request; the slowest of a crowd may wait min
 
 async def run_scenario(name: str, endpoint: Endpoint, quick: bool) -> Numbers:
     """The numbers of one scenario, after one short request that nobody counts."""
+    endpoint = await warm_up(endpoint)
     async with open_session(REQUEST_LIMIT) as session:
-        endpoint = await find_model(session, endpoint)
-        await stream_reply(session, endpoint, [{"role": "user", "content": "Hello!"}], 4)
         start = time.perf_counter()
         numbers = await SCENARIOS[name](session, endpoint, quick)
         return {**numbers, "scenario_s": round(time.perf_counter() - start, 2)}
+
+
+async def warm_up(endpoint: Endpoint) -> Endpoint:
+    """Asks for a few tokens; the endpoint, with the model's name where that was open."""
+    async with open_session(REQUEST_LIMIT) as session:
+        endpoint = await find_model(session, endpoint)
+        await stream_reply(session, endpoint, [{"role": "user", "content": "Hello!"}], 4)
+        return endpoint
 
 
 def measure(scenario: str, server: str, model: Path, quick: bool, logs: Path) -> Numbers:

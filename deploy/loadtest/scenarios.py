@@ -1,8 +1,13 @@
-"""The loads that servers are compared under. Each takes an endpoint and returns its numbers."""
+"""The loads that servers are compared under. Each takes an endpoint and returns its numbers.
+
+Most are scenario files; here are those that need a look at single streams, or at one turn by the
+one before.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -12,8 +17,9 @@ from typing import Any
 import aiohttp
 
 from server.bench_client import BenchError, Endpoint, Message, Reply, stream_reply
-from server.bench_load import Load, run_load
-from server.bench_report import Results
+from server.bench_load import find_routes, run_load
+from server.bench_results import Results
+from server.bench_scenario import read_scenario
 from server.bench_text import CHARS_PER_TOKEN, make_text
 
 Numbers = dict[str, Any]
@@ -35,35 +41,16 @@ def user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
-async def agents(session: aiohttp.ClientSession, endpoint: Endpoint, quick: bool) -> Numbers:
-    """16 agents x 3 turns on one system prompt."""
-    return await _put(session, endpoint, Load(16, 3, 4000, 150, 48), quick)
-
-
-async def crowd(session: aiohttp.ClientSession, endpoint: Endpoint, quick: bool) -> Numbers:
-    """32 agents x 2 turns on one long system prompt."""
-    return await _put(session, endpoint, Load(32, 2, 8000, 150, 32), quick)
-
-
-async def private(session: aiohttp.ClientSession, endpoint: Endpoint, quick: bool) -> Numbers:
-    """8 agents with nothing in common."""
-    return await _put(session, endpoint, Load(8, 3, 4000, 150, 48, private=True), quick)
-
-
-async def _put(
-    session: aiohttp.ClientSession, endpoint: Endpoint, load: Load, quick: bool
+async def put(
+    name: str, session: aiohttp.ClientSession, endpoint: Endpoint, quick: bool
 ) -> Numbers:
+    """The load of the scenario file of this name."""
+    scenario = read_scenario(name)
     if quick:
-        load = Load(
-            load.agents // QUICK,
-            load.turns,
-            load.system_tokens // QUICK,
-            load.user_tokens,
-            load.max_tokens,
-            load.private,
-        )
-    results = Results(load.turns)
-    await run_load(session, endpoint, load, results)
+        scenario = scenario.smaller(QUICK)
+    results = Results(scenario.turns, [group.name for group in scenario.clients])
+    routes = await find_routes(session, endpoint, scenario)
+    await run_load(session, scenario, routes, results)
     return results.json()
 
 
@@ -180,9 +167,9 @@ class _Stream:
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "agents": agents,
-    "crowd": crowd,
-    "private": private,
+    "agents": functools.partial(put, "agent-swarm"),
+    "crowd": functools.partial(put, "crowd"),
+    "private": functools.partial(put, "private"),
     "growth": growth,
     "stall": stall,
 }

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +30,13 @@ class ServerFailed(Exception):
 
 
 class Kind(NamedTuple):
-    """How to start one sort of server, where it says that it is ready, and what it calls its
-    model."""
+    """How to start one sort of server, where it says that it is ready, what it calls its model,
+    and what is special about its environment."""
 
     command: Callable[[Path, int], list[str]]
     ready_path: str
     model: str
+    environment: Mapping[str, str] = {}
 
 
 def _commons(model: Path, port: int) -> list[str]:
@@ -112,19 +113,21 @@ def _resident(process: psutil.Process) -> int:
 
 
 @contextmanager
-def serving(name: str, model: Path, log: Path, more: Sequence[str] = ()) -> Iterator[Running]:
+def serving(
+    name: str, model: Path, log: Path, more: Sequence[str] = (), kind: Kind | None = None
+) -> Iterator[Running]:
     """A fresh server of the kind ``name`` on a free port; ended, with its children, at exit.
 
-    ``more`` are options beside those for model and port.
+    ``more`` are options beside those for model and port; ``kind`` is for one not in KINDS.
 
     Its output goes to ``log``. Raises ServerFailed where it does not get ready.
     """
-    kind, port = KINDS[name], _free_port()
+    kind, port = kind or KINDS[name], _free_port()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*kind.command(model, port), *more],
-            env=environment(),
+            env=environment() | dict(kind.environment),
             stdout=out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from engine.embedded.trainer import CORES, Rates, Trainer, loss_of
 _SHORTEST, _LONGEST = 3_000, 90_000  # characters of a prompt
 _ENDINGS, _AT_ONCE = 12, 3
 _UPDATES = 4  # for which a prompt's keys and values serve
-_SHARE = 0.5  # of the updates are for long prompts; the others keep what was learned before
+_SHARE = 0.3  # of the updates are for long prompts; the others keep what was learned before
 _CHUNK = 512
 
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 from transformers import PreTrainedTokenizerFast
 
 from engine import embedded
 from engine.embedded import batches, cheap, induction
 from engine.embedded.distant import LongTrainer
-from engine.embedded.trainer import Rates, Trainer
+from engine.embedded.trainer import Rates, Trainer, save
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -43,6 +45,7 @@ DRAFT_CONFIG = CONFIG | {
     "num_key_value_heads": 2,
 }
 WEIGHTS = "model.safetensors"
+BEFORE = "before-long-prompts.safetensors"
 
 
 def make_model(config: dict[str, Any], heads: int | None = None) -> qwen3.Model:
@@ -99,8 +102,25 @@ PHASES = (
     Phase(2800, Rates(0.003, 0.001), heads=3),
     Phase(2200, Rates(0.0025, 0.0008), heads=3),
 )
-# The first of these disturbs what the model knew, the second lets it settle.
-LONG_PHASES = ((200, Rates(0.0012, 0.0004)), (300, Rates(0.0006, 0.0002)))
+
+
+class LongPhase(NamedTuple):
+    """A part of the run with long prompts; of what it changed, ``share`` is kept.
+
+    The weights are averaged with those before all long prompts, so that little is forgotten
+    (Wortsman et al., Robust fine-tuning of zero-shot models, 2022).
+    """
+
+    steps: int
+    rates: Rates
+    share: float
+
+
+LONG_PHASES = (
+    LongPhase(200, Rates(0.0012, 0.0004), 1.0),
+    LongPhase(300, Rates(0.0006, 0.0002), 0.5),
+    LongPhase(220, Rates(0.0005, 0.00015), 0.75),
+)
 DRAFT_STEPS, DRAFT_RATES = 2500, Rates(0.01, 0.003)
 
 
@@ -123,12 +143,31 @@ def train_model(encoder: batches.Encoder, out: Path, seed: int, phase: int = 0) 
 
 
 def train_long(encoder: batches.Encoder, out: Path, seed: int, phase: int = 0) -> None:
-    """Goes on with prompts as long as clients send them, from that phase on."""
+    """Goes on with prompts as long as clients send them, from that phase on.
+
+    The weights before the first phase are kept beside the model's.
+    """
+    before = out / BEFORE
+    if not phase:
+        shutil.copy(out / WEIGHTS, before)
     model = make_model(CONFIG)
     _load(model, out / WEIGHTS)
-    for number, (steps, rates) in list(enumerate(LONG_PHASES))[phase:]:
+    for number, (steps, rates, share) in list(enumerate(LONG_PHASES))[phase:]:
         mx.random.seed(seed + number)
         LongTrainer(model, encoder, rates, seed + number).run(steps, out / WEIGHTS)
+        _average(model, before, share)
+        save(model, out / WEIGHTS)
+    before.unlink()
+
+
+def _average(model: qwen3.Model, file: Path, share: float) -> None:
+    """Takes ``share`` of the model's weights and the rest of the file's."""
+    before: Any = mx.load(str(file))
+    mixed = [
+        (name, share * value + (1 - share) * before[name].astype(mx.float32))
+        for name, value in tree_flatten(model.parameters())
+    ]
+    model.load_weights(mixed)
 
 
 def train_draft(encoder: batches.Encoder, out: Path, seed: int) -> None:

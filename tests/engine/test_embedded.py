@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import islice
+from random import Random
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from mlx_lm import load, stream_generate
 from mlx_lm.sample_utils import make_sampler
 
 from engine import embedded
-from engine.embedded import corpus, toolgen, voices
+from engine.embedded import clients, corpus, toolgen, voices
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 WEATHER = {
@@ -191,6 +192,17 @@ def test_thinks_first_when_asked(loaded: tuple[Any, Any]) -> None:
     thought, _, answer = reply(loaded, ids)[0].partition("</think>")
     assert thought.strip()
     assert answer.strip()
+
+
+@pytest.mark.parametrize("seed", [901, 902])
+def test_answers_after_prompts_like_those_of_clients(loaded: tuple[Any, Any], seed: int) -> None:
+    """Where capitals in a row once led an answer that begins with one astray."""
+    prompt = clients.long_prompt(Random(seed), 5000, 1)
+    messages = [prompt.messages[0], user("What is a tree?")]
+    ids = prompt_ids(loaded[1], messages, tools=prompt.tools or None)
+    text, reason = reply(loaded, ids)
+    assert reason == "stop"
+    assert text.startswith("A tree is") and "<tool_call>" not in text
 
 
 @pytest.mark.parametrize("seed", [77, 78])

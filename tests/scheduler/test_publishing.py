@@ -57,7 +57,8 @@ def test_conversations_of_every_domain_begin_with_a_public_system_prompt(family)
         for text in ("Is this right?", "Zzz", "  "):
             prompt = tokenizer.chat(asked(text, SYSTEM))
             assert found(live, prompt.tokens, domain) == length
-            assert prompt.boundaries in ((), (length,))
+            # Behind it may come the end of the turn, where layers with states keep them, too.
+            assert prompt.boundaries[:1] in ((), (length,))
     assert live.engine.used >= length * live.engine.token_bytes
     live.engine.close()
 
