@@ -71,7 +71,7 @@ def test_preempted_replies_are_those_of_a_cold_run(family):
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_next", "deepseek_v3"])
 def test_tenants_borrow_inside_their_domain_alone(family):
-    report = run(family, 24, seed=11, at_once=12, borrowers=MIX)  # the second half forgets nothing
+    report = run(family, 12, seed=11, at_once=6, borrowers=MIX)  # the second half forgets nothing
     assert not report.different
     assert not report.miscounted
     assert report.cached > 0

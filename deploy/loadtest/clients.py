@@ -161,12 +161,13 @@ def run(name: str, packages: Path, place: Path, base: str, question: str) -> boo
     client, good = CLIENTS[name], True
 
     def one(number: int) -> Answer:
-        return ask(client, packages, place / f"{name}-{number}", base, question)
+        # All in one place: clients write the paths of home and folder into their prompts.
+        return ask(client, packages, place / name, base, question)
 
-    for label, numbers in (("alone", (0,)), ("four at once", range(1, 1 + TOGETHER))):
+    for label, count in (("alone", 1), ("four at once", TOGETHER)):
         before = counters(base)
         with ThreadPoolExecutor(TOGETHER) as pool:
-            answers = list(pool.map(one, numbers))
+            answers = list(pool.map(one, range(count)))
         requests, hits, tokens = told(before, counters(base))
         seconds = max(answer.seconds for answer in answers)
         print(

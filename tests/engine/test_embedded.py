@@ -40,6 +40,7 @@ CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "São Pa
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Any, Any]:
     model, tokenizer = load(str(embedded.path()))
+    model.set_dtype(mx.float32)  # as it is served where half precision is slow
     return model, tokenizer
 
 

@@ -129,7 +129,7 @@ def test_one_off_prompts_of_one_tenant_cost_another_nothing_in_any_model():
         qwen.release(row)
     running: list[tuple[Engine, Row]] = []
     waited = 0
-    for i in range(60):
+    for i in range(30):
         engine = (qwen, llama)[i % 2]
         while (row := tenant_row(engine, "bob", words(100 + i, 1500))) is None:
             waited += 1
@@ -141,7 +141,7 @@ def test_one_off_prompts_of_one_tenant_cost_another_nothing_in_any_model():
         for prefix in prefixes:
             assert cached(qwen, [*prefix, 5, 6]) == 900
         assert qwen.used + llama.used <= memory.limit
-    assert waited > 20
+    assert waited > 10
     assert llama.forest.evicted_tokens > 0
     for engine, row in running:
         engine.release(row)
