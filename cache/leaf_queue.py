@@ -42,23 +42,29 @@ class LeafQueue(Generic[N]):
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int]] = []  # (tick, serial)
-        self._queued: dict[int, N] = {}  # by serial; an entry that is not in it is dead
+        self._heap: list[tuple[int, int]] = []  # (tick, serial), one entry a serial
+        self._queued: dict[int, N] = {}  # by serial
+        self._dead: set[int] = set()  # serials of the entries that are not queued
 
     def offer(self, node: N) -> None:
         """Queues ``node`` if it is a leaf, not on loan and not queued yet. O(log nodes)."""
         if node.children or node.loans or node.serial in self._queued:
             return
         self._queued[node.serial] = node
-        heappush(self._heap, (node.last_used, node.serial))
+        if node.serial in self._dead:
+            self._dead.remove(node.serial)  # the old entry serves: its tick is at most too low
+        else:
+            heappush(self._heap, (node.last_used, node.serial))
 
     def forget(self, node: N) -> None:
-        """Drops a node that left the tree, so that the queue pins nothing. Amortised O(1)."""
+        """Drops a node that its user keeps no longer; the queue pins nothing. Amortised O(1)."""
         if self._queued.pop(node.serial, None) is None:
             return
-        if len(self._heap) > 2 * len(self._queued) + SLACK:
+        self._dead.add(node.serial)
+        if len(self._dead) > len(self._queued) + SLACK:
             self._heap = [entry for entry in self._heap if entry[1] in self._queued]
             heapify(self._heap)
+            self._dead.clear()
 
     def first(self) -> N | None:
         """The least recently used candidate, None where there is none. Amortised O(log nodes)."""
@@ -68,6 +74,7 @@ class LeafQueue(Generic[N]):
             node = self._queued.get(serial)
             if node is None:
                 heappop(heap)
+                self._dead.remove(serial)
             elif node.children or node.loans:
                 heappop(heap)
                 del self._queued[serial]
@@ -87,9 +94,9 @@ class LeafQueue(Generic[N]):
         for node in nodes:
             if not (node.children or node.loans or node.serial in self._queued):
                 yield f"{node} can be evicted and is not queued"
+        if sorted(serial for _, serial in self._heap) != sorted([*self._queued, *self._dead]):
+            yield f"the heap has {self._heap} for {sorted(self._queued)}, dead {self._dead}"
         entries = [entry for entry in self._heap if entry[1] in self._queued]
-        if sorted(serial for _, serial in entries) != sorted(self._queued):
-            yield f"the heap has {entries} for {sorted(self._queued)}"
         for tick, serial in entries:
             if tick > self._queued[serial].last_used:
                 yield f"the entry of {self._queued[serial]} has the later tick {tick}"

@@ -48,6 +48,21 @@ def test_entries_of_nodes_that_left_do_not_pile_up(queue):
     assert list(queue.problems([oldest])) == []
 
 
+def test_a_node_that_is_forgotten_and_offered_again_has_one_entry(queue):
+    oldest, leaf = Leaf(0, 0), Leaf(1, 1)
+    queue.offer(oldest)
+    queue.offer(leaf)
+    for tick in range(2, 1000):  # one user gives it up and takes it up again
+        queue.forget(leaf)
+        leaf.last_used = tick
+        queue.offer(leaf)
+        assert list(queue.problems([oldest, leaf])) == []
+    assert len(queue._heap) == 2
+    queue.forget(oldest)
+    assert queue.first() is leaf
+    assert list(queue.problems([leaf])) == []
+
+
 def test_what_is_no_candidate_is_not_queued(queue):
     queue.offer(Leaf(1, 1, loans=1))
     queue.offer(Leaf(2, 1, children=["child"]))
