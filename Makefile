@@ -26,8 +26,9 @@ prometheus:
 dashboards: setup
 	$(BIN)/python -m deploy.grafana.build
 
+# Files go to two processes, each with one thread for matrix products.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -239,14 +239,13 @@ async def test_tenants_and_strangers(log: Log) -> None:
     assert A not in log.text
 
 
-@pytest.mark.parametrize(
-    "name", ["evil\nINFO forged", "\x1b[2K\rforged", "x\u2028y", "‮z", "\ud800"]
-)
+@pytest.mark.parametrize("name", FORGED)
 async def test_no_line_can_be_forged(http: httpx.AsyncClient, log: Log, name: str) -> None:
     body = json.dumps(chat(model=name, adapter=name)).encode()
     await http.post(CHAT, content=body, headers={"content-type": "application/json"})
     app = http._transport.app  # type: ignore[attr-defined]
-    await ask(app, "GET", f"/v1/{name}", {"x-request-id": f"id-{name}"[:3] + "\n forged"})
+    path = f"/v1/{name.encode(errors='replace').decode()}"  # a socket brings no lone surrogate
+    await ask(app, "GET", path, {"x-request-id": f"id-{name}"[:3] + "\n forged"})
     assert len(log.lines) == 2 == len(log.text.splitlines())
     assert log.text.isascii()
     assert not set(map(chr, [*range(10), *range(11, 32), 127])) & set(log.text)
