@@ -15,9 +15,13 @@ INSTALL_LIMIT = 1800.0  # s; some bring torch along
 
 
 class Peer(NamedTuple):
-    """How to install a server and how to start it; ``command`` gets the venv's ``bin``."""
+    """How to install a server and how to start it; ``command`` gets the venv's ``bin``.
+
+    ``version`` is the one that is installed unless another one is asked for.
+    """
 
     package: str
+    version: str
     command: Callable[[Path, Path, int], list[str]]
     model: str = "default"
 
@@ -37,9 +41,9 @@ def _rapid_mlx(folder: Path, model: Path, port: int) -> list[str]:
 
 
 PEERS = {
-    "mlx_lm": Peer("mlx-lm", _mlx_lm, "default_model"),
-    "vllm_mlx": Peer("vllm-mlx", _vllm_mlx),
-    "rapid_mlx": Peer("rapid-mlx", _rapid_mlx),
+    "mlx_lm": Peer("mlx-lm", "0.32.2", _mlx_lm, "default_model"),
+    "vllm_mlx": Peer("vllm-mlx", "0.6.0", _vllm_mlx),
+    "rapid_mlx": Peer("rapid-mlx", "0.16.10", _rapid_mlx),
 }
 
 
