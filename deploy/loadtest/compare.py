@@ -27,6 +27,7 @@ from deploy.loadtest.comparison import load_rows, markdown
 from deploy.loadtest.measure import REQUEST_LIMIT, RESULTS, machine, warm_up
 from deploy.loadtest.peers import PEERS, install
 from deploy.loadtest.servers import KINDS, Kind, ServerFailed, ended_by_signals, serving
+from engine import embedded
 from server.bench import INTERRUPTED, Run
 from server.bench_client import BenchError
 from server.bench_page import page
@@ -98,7 +99,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make compare", description="compare MLX servers")
     parser.add_argument("--scenario", default="agent-swarm", help="a name, or a .toml file")
     parser.add_argument("--servers", default=",".join((OURS, *PEERS)), help="comma-separated")
-    parser.add_argument("--model", type=Path, help="a model directory instead of a random model")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", type=Path, help="a model directory instead of a random model")
+    models.add_argument(
+        "--embedded",
+        action="store_const",
+        const=embedded.path(),
+        dest="model",
+        help="the model that comes with this server instead of a random model",
+    )
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where the others are installed"
     )

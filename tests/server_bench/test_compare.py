@@ -141,7 +141,10 @@ def locustfile(monkeypatch) -> dict[str, Any]:
     locust.between = lambda low, high: (low, high)  # type: ignore[attr-defined]
     locust.events = types.SimpleNamespace(init_command_line_parser=listener)  # type: ignore[attr-defined]
     locust.task = lambda function: function  # type: ignore[attr-defined]
+    exception = types.ModuleType("locust.exception")
+    exception.StopUser = type("StopUser", (Exception,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "locust", locust)
+    monkeypatch.setitem(sys.modules, "locust.exception", exception)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return runpy.run_path(str(ROOT / "deploy" / "loadtest" / "locustfile.py"))
 
