@@ -22,6 +22,7 @@ from scheduler.service import LoadFailed, Service
 from .access import Access
 from .app import create_app
 from .config import ServerConfig, check_grants
+from .http_counts import HttpCounts
 from .reload import Reloader, warn_of_keys
 from .settings_file import ConfigError
 from .startup import Startup
@@ -112,7 +113,7 @@ class _Process:
         )
         self._server = _Server(
             uvicorn.Config(
-                app,
+                HttpCounts(app, registry) if compatible else app,
                 http="httptools",
                 ws="none",
                 lifespan="off",

@@ -187,6 +187,22 @@ def test_proposals_by_place(http: httpx.Client) -> None:
     assert load("iteration_tokens_total_sum") == 40 + REPLY
 
 
+def test_responses_by_status(http: httpx.Client) -> None:
+    def count(metrics: Metrics, status: str) -> float:
+        wanted = {"method": "POST", "handler": "/v1/completions", "status": status}
+        name = "http_requests_total"
+        (value,) = [s.value for s in metrics.samples if (s.name, s.labels) == (name, wanted)]
+        return value
+
+    before = scrape(http)
+    ask(http, ids(9, 6), max_tokens=1)
+    for bad in ({"max_tokens": 0}, {"model": "absent"}):
+        http.post("/v1/completions", json={"model": MODEL, "prompt": [5]} | bad)
+    http.get("/health").raise_for_status()
+    after = poll(http, idle)
+    assert [count(after, s) - count(before, s) for s in ("2xx", "4xx", "5xx")] == [1, 2, 0]
+
+
 def test_adapters_that_run_and_wait(http: httpx.Client) -> None:
     labels, before = info(poll(http, idle), "lora_requests_info")
     assert labels == {
