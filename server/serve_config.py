@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import typer
 
 from engine import embedded
@@ -35,54 +38,41 @@ def server_config(
     with blaming(context, "otel_endpoint"):
         traces = None if logs.otel_endpoint is None else parse_endpoint(logs.otel_endpoint)
     service, grants = with_tables(service, settings_of(context), endpoint.api_key)
-    return ServerConfig(
-        service,
-        host=endpoint.host,
-        port=endpoint.port,
-        default_max_tokens=limits.default_max_tokens,
-        drain_timeout=endpoint.drain_timeout,
-        adapter_dir=models.adapter_dir,
-        grants=grants,
-        allow_unauthenticated=endpoint.allow_unauthenticated,
-        config=endpoint.config,
-        log_level=logs.log_level,
-        reread=rereading(context),
-        usage_db=usage_file(endpoint.usage_db, endpoint.config),
-        metrics_compat=logs.metrics_compat,
-        log_json=logs.log_json,
-        log_prompts=logs.log_prompts,
-        log_file=logs.log_file and logs.log_file.expanduser(),
-        otel_endpoint=traces,
-    )
+    made = {
+        "service": service,
+        "grants": grants,
+        "reread": rereading(context),
+        "usage_db": usage_file(endpoint.usage_db, endpoint.config),
+        "log_file": logs.log_file and logs.log_file.expanduser(),
+        "otel_endpoint": traces,
+    }
+    return ServerConfig(**_namesakes(ServerConfig, models, endpoint, limits, logs) | made)
 
 
 def _service(context: typer.Context, models: ModelOptions, limits: LimitOptions) -> ServiceConfig:
-    """What is served but for the file's tables."""
+    """What is served, but for the file's tables."""
     path = models.model or str(embedded.path())
     name = models.served_model_name or served_name(path)
     kv_memory, memory = _memory(context, limits)
     with blaming(context, "adapter"):
         adapters = parse_adapters(own_adapters(path) + (models.adapter or []), name)
     draft_path, draft_name = draft_of(models.draft_model, path)
-    return ServiceConfig(
-        model=path,
-        served_model_name=name,
-        kv_memory=kv_memory,
-        prefix_cache=limits.prefix_cache,
-        max_rows=limits.max_rows,
-        max_queue=limits.max_queue,
-        stall_target_ms=limits.stall_target_ms,
-        dtype=models.dtype,
-        trust_remote_code=models.trust_remote_code,
-        max_context=models.max_context,
-        adapters=adapters,
-        adapter_slots=models.adapter_slots,
-        draft_model=draft_path,
-        draft_name=draft_name,
-        num_draft_tokens=models.num_draft_tokens,
-        memory=memory,
-        normalise_prompts=limits.normalise_prompts,
-    )
+    made = {
+        "model": path,
+        "served_model_name": name,
+        "kv_memory": kv_memory,
+        "memory": memory,
+        "adapters": adapters,
+        "draft_model": draft_path,
+        "draft_name": draft_name,
+    }
+    return ServiceConfig(**_namesakes(ServiceConfig, models, limits) | made)
+
+
+def _namesakes(kind: type[Any], *groups: Any) -> dict[str, Any]:
+    """The options that are fields of ``kind``, too."""
+    options = {each.name: getattr(group, each.name) for group in groups for each in fields(group)}
+    return {each.name: options[each.name] for each in fields(kind) if each.name in options}
 
 
 def _memory(context: typer.Context, limits: LimitOptions) -> tuple[int | None, int | None]:
