@@ -65,13 +65,13 @@ def with_options(variables: str | None = None) -> Callable[[Command], Command]:
 def _parameters(group: Any, variables: str | None) -> Iterator[Parameter]:
     kinds = get_type_hints(group)
     for each in fields(group):
-        option = copy.copy(each.metadata["option"])
-        option.default = each.default
-        option.rich_help_panel = group.panel
+        declared = copy.copy(each.metadata["option"])
+        declared.default = each.default
+        declared.rich_help_panel = group.panel
         if variables is not None:
-            option.envvar = variables + each.name.upper()
+            declared.envvar = variables + each.name.upper()
         if each.default is False:
-            option.param_decls = ("--" + each.name.replace("_", "-"),)
+            declared.param_decls = ("--" + each.name.replace("_", "-"),)
         yield Parameter(
-            each.name, Parameter.KEYWORD_ONLY, default=option, annotation=kinds[each.name]
+            each.name, Parameter.KEYWORD_ONLY, default=declared, annotation=kinds[each.name]
         )
