@@ -10,7 +10,7 @@ STATUSES = ("2xx", "4xx", "5xx")
 
 
 class HttpCounts:
-    """Counts the responses of the routes that generate; all others have no part in an error rate."""
+    """Counts the responses of the routes that generate: others have no part in an error rate."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self.app = app
