@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -116,10 +117,12 @@ def install(clients: Sequence[Client], packages: Path) -> None:
 
 
 class Asked:
-    """The client processes that have been started."""
+    """The client processes that have been started, each by a thread of its own."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
+        self._over = False
+        self._lock = threading.Lock()
 
     def run(self, command: Sequence[str], place: Path, env: dict[str, str]) -> tuple[str, str, int]:
         """What a command printed to both streams, and its exit status. Raises TimeoutExpired."""
@@ -133,17 +136,23 @@ class Asked:
             text=True,
             start_new_session=True,
         )
-        self._processes.append(process)
+        with self._lock:
+            self._processes.append(process)
+            over = self._over
         try:
+            if over:
+                _kill(process)
             out, err = process.communicate(timeout=LIMIT)
         finally:
             _kill(process)
         return out, err, process.returncode
 
     def kill(self) -> None:
-        """Ends all, with whatever they have started."""
-        for process in self._processes:
-            _kill(process)
+        """Ends all, with whatever they have started, and those that are just being started."""
+        with self._lock:
+            self._over = True
+            for process in self._processes:
+                _kill(process)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
