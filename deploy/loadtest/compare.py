@@ -48,15 +48,16 @@ def measure(name: str, kind: Kind, scenario: Scenario, model: Path, out: Path) -
     except (ServerFailed, BenchError) as error:
         return {"failure": str(error)}
     (out / f"{name}.html").write_text(page(report), encoding="utf-8")
-    if report["interrupted"]:
-        raise KeyboardInterrupt
     return {**report, "peak_rss_mib": running.peak_rss >> 20}
 
 
 def compare(
     scenario: Scenario, servers: Sequence[str], model: Path, folder: Path, out: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each server's report, with its ``server_version``, as soon as it is there."""
+    """Each server's report, with its ``server_version``, as soon as it is there.
+
+    Raises KeyboardInterrupt after the report of a server whose load was interrupted.
+    """
     console = Console()
     for name in servers:
         version = commons_version() if name == OURS else PEERS[name].version
@@ -69,6 +70,8 @@ def compare(
         finally:
             shutil.rmtree(folder / name / "home", ignore_errors=True)
         yield name, {**numbers, "server_version": version}
+        if numbers.get("interrupted"):
+            raise KeyboardInterrupt
 
 
 def commons_version() -> str:
@@ -89,8 +92,9 @@ def text(scenario: Scenario, results: dict[str, Any]) -> str:
     """The table as Markdown, and below it why something is missing."""
     table = markdown({scenario.name: results}, list(results), load_rows(scenario))
     versions = [f"{n} {r['server_version']}" for n, r in results.items() if "failure" not in r]
-    missing = [f"- {name}: {r['failure']}" for name, r in results.items() if "failure" in r]
-    parts = [scenario.about, "", table, ", ".join(versions), "", *missing]
+    notes = [f"- {name}: {r['failure']}" for name, r in results.items() if "failure" in r]
+    notes += [f"- {name}: interrupted" for name, r in results.items() if r.get("interrupted")]
+    parts = [scenario.about, "", table, ", ".join(versions), "", *notes]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -143,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 keep(scenario, results, out)
     except KeyboardInterrupt:
         interrupted = True
-    console.print(Markdown(keep(scenario, results, out)))
+    if results:
+        console.print(Markdown(keep(scenario, results, out)))
     console.print(f"{'interrupted; ' if interrupted else ''}written to {out}")
     if interrupted:
         return INTERRUPTED
