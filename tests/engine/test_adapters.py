@@ -52,7 +52,7 @@ def test_mixed_ranks_and_modules_in_one_batch(tmp_path):
         "a": make_adapter(path, tmp_path / "a", seed=1, rank=8),
         "b": make_adapter(path, tmp_path / "b", seed=2, rank=8, scale=0.5),
         "c": make_adapter(path, tmp_path / "c", seed=3, rank=4, keys=MLP),
-        "d": make_adapter(path, tmp_path / "d", seed=4, rank=3, keys=EVERYTHING, layers=2),
+        "d": make_adapter(path, tmp_path / "d", seed=4, rank=3, keys=EVERYTHING, layers=1),
     }
     owner, _ = compare(path, adapters)
     own = sum(
