@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.server.process import PATIENCE, ROOT
+from tests.server.process import PATIENCE, ROOT, end
 
 DEPLOY = ROOT / "deploy"
 BINARIES = {name: shutil.which(name) for name in ("prometheus", "promtool")}
@@ -93,9 +93,5 @@ class Prometheus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        end(self.process, self._reader)
         self._http.close()

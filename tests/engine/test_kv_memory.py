@@ -6,7 +6,6 @@ import gc
 import random
 from array import array
 
-import mlx.core as mx
 import pytest
 
 from cache.loan import Borrower
@@ -17,22 +16,12 @@ from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.variant import BASE, Variant
 from tests.drafts import NAME, always_worth_it, blurred
+from tests.engine.memory import active_bytes
 from tests.models import load_model, loaded, make
 
 GREEDY = SamplingParams(temperature=0.0)
 
-
-@pytest.fixture(autouse=True)
-def _exact_count():
-    """MLX may give a freed buffer of up to twice the size to a new array and counts all of it."""
-    limit = mx.set_cache_limit(0)
-    yield
-    mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    mx.synchronize()
-    return mx.get_active_memory()
+pytestmark = pytest.mark.usefixtures("exact_count")
 
 
 def words(seed: int, count: int) -> list[int]:

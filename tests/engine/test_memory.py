@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from array import array
 
@@ -16,24 +15,13 @@ from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.slabs import GRANULE
+from tests.engine.memory import active_bytes
 from tests.models import loaded
 
 LENT = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next")
 GREEDY = SamplingParams(temperature=0.0)
 
-
-@pytest.fixture(autouse=True)
-def _exact_count():
-    """MLX may give a freed buffer of up to twice the size to a new array and counts all of it."""
-    gc.collect()  # engines of other tests
-    limit = mx.set_cache_limit(0)
-    yield
-    mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    mx.synchronize()
-    return mx.get_active_memory()
+pytestmark = pytest.mark.usefixtures("exact_count")
 
 
 def state_bytes(model: Loaded) -> int:

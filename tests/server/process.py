@@ -37,6 +37,16 @@ def commons(*args: str, env: Mapping[str, str] | None = None) -> subprocess.Comp
     )
 
 
+def end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
+    """Ends a process at once, and the thread that reads what it says."""
+    process.kill()
+    process.wait()
+    reader.join()
+    for said in (process.stdout, process.stderr):
+        if said is not None:
+            said.close()
+
+
 class Server:
     """``commons serve`` on a free port; use it as a context manager."""
 
@@ -105,8 +115,4 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        end(self.process, self._reader)

@@ -13,20 +13,14 @@ import pytest
 from scheduler.streams import QueueFull
 
 from .messages import ROUTE, TOOL, body, parsed
-from .scripted import Scripted
+from .scripted import Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app) as client:
         yield client
 
 

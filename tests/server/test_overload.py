@@ -23,7 +23,7 @@ CROWD = 500
 ROWS, QUEUE = 4, 64  # of the server that the crowd meets
 TENANTS = ("free", "both", "concurrent", "queued")
 CROWDS = 3
-GROWTH = 16 << 20  # bytes that a process may have more after each crowd than after the one before it
+GROWTH = 16 << 20  # bytes that a process may have more after a crowd than after one before it
 
 
 def body(max_tokens: int, **more: Any) -> dict[str, Any]:
