@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten
 from engine import weights
 from engine.loader import LoadError
 from engine.model_memory import ModelMemory
+from engine.options import EngineOptions
 from engine.pieces import Weights, background, finish
-from engine.start import EngineOptions, starting
+from engine.start import starting
 from engine.variant import Variant
 from tests.adapters import make_adapter
 from tests.engine.memory import active_bytes

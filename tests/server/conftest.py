@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from server import cli, process
+from server import cli, launch
 from server.config import ServerConfig
 from tests.models import model_dir
 from tests.oracle import Oracle
@@ -93,6 +93,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(process, "run", run)
+    monkeypatch.setattr(launch, "run", run)
     monkeypatch.setattr(cli, "leave", leave)
     return configs

@@ -17,7 +17,7 @@ import pytest
 
 from scheduler.info import ServiceConfig
 from server.config import ServerConfig
-from server.process import run
+from server.launch import run
 
 from .faulty import SECRET
 from .process import PATIENCE, Server
