@@ -14,7 +14,7 @@ import pytest
 
 from .limited import OPERATOR, as_tenant, serve
 from .process import PATIENCE, Server
-from .support import MODEL, Metrics, idle, poll, scrape
+from .support import Metrics, completion, idle, poll, scrape
 
 ROUTE = "/v1/completions"
 PLACES = 3  # of the narrow server
@@ -24,11 +24,6 @@ ROWS, QUEUE = 4, 64  # of the server that the crowd meets
 TENANTS = ("free", "both", "concurrent", "queued")
 CROWDS = 3
 GROWTH = 16 << 20  # bytes that a process may have more after a crowd than after one before it
-
-
-def body(max_tokens: int, **more: Any) -> dict[str, Any]:
-    request = {"model": MODEL, "prompt": [5, 6, 7], "temperature": 0, "max_tokens": max_tokens}
-    return request | {"ignore_eos": True} | more
 
 
 @pytest.fixture
@@ -78,7 +73,7 @@ async def flood(
 @pytest.mark.anyio
 async def test_each_of_a_flood_is_answered(narrow: Server, http: httpx.Client) -> None:
     before = scrape(http)("admission_rejections_total", reason="queue_full")
-    answers = await flood(narrow, body(100))
+    answers = await flood(narrow, completion(100))
     served = [a for a in answers if a.status_code == 200]
     others = [a for a in answers if a.status_code != 200]
     assert len(answers) == FLOOD
@@ -88,7 +83,7 @@ async def test_each_of_a_flood_is_answered(narrow: Server, http: httpx.Client) -
     assert len({a.json()["choices"][0]["text"] for a in served}) == 1
     after = scrape(http)("admission_rejections_total", reason="queue_full")
     assert after - before == len(others) > 0
-    (answer,) = await flood(narrow, body(2), count=1)
+    (answer,) = await flood(narrow, completion(2), count=1)
     assert answer.status_code == 200
 
 
@@ -98,15 +93,15 @@ async def test_a_full_queue_takes_nothing(narrow: Server, http: httpx.Client) ->
     async with httpx.AsyncClient(base_url=narrow.url, timeout=PATIENCE) as client:
 
         async def occupy() -> None:
-            await client.post(ROUTE, json=body(8000))
+            await client.post(ROUTE, json=completion(8000))
 
         async with anyio.create_task_group() as group:
             for _ in range(PLACES):
                 group.start_soon(occupy)
             await full(client)
-            for answer in await flood(narrow, body(1)):
+            for answer in await flood(narrow, completion(1)):
                 refused(answer)
-            refused(await client.post(ROUTE, json=body(1, stream=True)))
+            refused(await client.post(ROUTE, json=completion(1, stream=True)))
             group.cancel_scope.cancel()
     after = poll(http, idle)
     assert after("requests_total") - before == PLACES
@@ -122,15 +117,15 @@ async def full(client: httpx.AsyncClient) -> None:
 
 
 def test_several_replies_need_several_places(http: httpx.Client) -> None:
-    refused(http.post(ROUTE, json=body(1, n=PLACES + 1)))
-    assert http.post(ROUTE, json=body(1, n=PLACES)).status_code == 200
+    refused(http.post(ROUTE, json=completion(1, n=PLACES + 1)))
+    assert http.post(ROUTE, json=completion(1, n=PLACES)).status_code == 200
 
 
 def test_refused_requests_give_their_places_back(http: httpx.Client) -> None:
     for _ in range(2 * PLACES):
-        assert http.post(ROUTE, json=body(1, prompt=[[5], []])).status_code == 400
-        assert http.post(ROUTE, json=body(1, prompt=[100_000])).status_code == 400
-    assert http.post(ROUTE, json=body(1, n=PLACES)).status_code == 200
+        assert http.post(ROUTE, json=completion(1, prompt=[[5], []])).status_code == 400
+        assert http.post(ROUTE, json=completion(1, prompt=[100_000])).status_code == 400
+    assert http.post(ROUTE, json=completion(1, n=PLACES)).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +150,7 @@ def resident(metrics: Metrics) -> float:
 
 
 async def hold(client: httpx.AsyncClient) -> None:
-    await client.post(ROUTE, json=body(8000), headers=as_tenant("free"))
+    await client.post(ROUTE, json=completion(8000), headers=as_tenant("free"))
 
 
 async def crowd(server: Server) -> list[httpx.Response]:
@@ -178,7 +173,7 @@ async def crowd(server: Server) -> list[httpx.Response]:
         async with anyio.create_task_group() as group:
             group.start_soon(let_go)
             with anyio.CancelScope(shield=True):
-                answers = await flood(server, body(8), CROWD, TENANTS, full)
+                answers = await flood(server, completion(8), CROWD, TENANTS, full)
                 full.set()  # if it never was, the answers tell
     return answers
 
@@ -211,7 +206,7 @@ async def test_a_crowd_is_answered_and_leaves_nothing_behind(crowded: Server) ->
         assert min(b - a for a, b in pairwise(sizes)) < GROWTH, sizes
         # Every place is free again, the tenants' own too.
         for tenant, most in (("free", ROWS + QUEUE), ("concurrent", 2), ("queued", ROWS + 1)):
-            answer = await http.post(ROUTE, json=body(1, n=most), headers=as_tenant(tenant))
+            answer = await http.post(ROUTE, json=completion(1, n=most), headers=as_tenant(tenant))
             assert answer.status_code == 200
 
 
