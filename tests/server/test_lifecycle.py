@@ -47,7 +47,7 @@ def drained(http: httpx.Client) -> dict[str, Any]:
 
 def test_sigterm_lets_running_requests_finish(tiny: str) -> None:
     with Server("--model", tiny) as server, connected(server.ready()) as http:
-        body = completion(1000, stream=True)
+        body = completion(2000, stream=True)
         with http.stream("POST", ROUTE, json=body) as response:
             data = events(response.iter_lines())
             seen = [next(data)]
