@@ -15,6 +15,7 @@ from .config import ServerConfig, check_grants
 from .doctor_files import hub, model_disk, parts
 from .finding import Finding, Named, ok, problem, warning
 from .keys import keys_path
+from .launch import bind
 from .serve_command import configured
 from .settings_file import ConfigError, read_file
 
@@ -115,8 +116,6 @@ def _remote(config: ServerConfig) -> list[str]:
 
 def port(host: str, number: int) -> Finding:
     """Whether a server could listen there, or one does."""
-    from .process import bind
-
     where = f"{host}:{number}"
     try:
         bind(host, number).close()
