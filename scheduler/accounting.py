@@ -8,7 +8,7 @@ from cache.loan import NOBODY
 from engine.variant import Variant
 
 from .events import FinishReason
-from .stats import Phase, RequestStats, SchedulerStats
+from .stats import Course, Phase, RequestStats, SchedulerStats
 from .usage import Usage
 
 
@@ -93,6 +93,11 @@ class Both(RequestStats):
         """A row was put back into the queue."""
         self._one.preempted()
         self._other.preempted()
+
+    def ended(self, course: Course) -> None:
+        """A request that had a row has ended."""
+        self._one.ended(course)
+        self._other.ended(course)
 
     def finished(self, reason: FinishReason, seconds: float) -> None:
         """A request ended."""

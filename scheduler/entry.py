@@ -9,9 +9,10 @@ from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.steering import Steering
 
+from .events import Finished, FinishReason
 from .ledger import Account
 from .request import Request
-from .stats import RequestStats
+from .stats import Course, RequestStats
 
 NEVER = -1.0  # before all times
 
@@ -26,6 +27,8 @@ class Entry:
         "boundaries",
         "computed",
         "displaced",
+        "first_token",
+        "following",
         "generated",
         "hit",
         "last_token",
@@ -66,7 +69,8 @@ class Entry:
         self.promised = 0.0  # of the account's promise, for this request
         self.accepted = now
         self.admitted = NEVER
-        self.last_token = 0.0
+        self.following = False  # waits for what another one is just computing
+        self.first_token = self.last_token = 0.0
 
     def promise(self, seconds: float) -> None:
         """Counts what the request is expected to take from now on as its tenant's already."""
@@ -77,6 +81,7 @@ class Entry:
         """One more token has been generated."""
         self.generated += 1
         if self.generated == 1:
+            self.first_token = now
             self.stats.first_token(now - self.accepted, now - self.admitted)
         else:
             self.stats.next_token(now - self.last_token)
@@ -93,6 +98,18 @@ class Entry:
         part = min(self.promised, promised)
         self.promised -= part
         self.account.promised -= part
+
+    def end(self, reason: FinishReason, now: float, message: str) -> Finished:
+        """The terminal event, counted; ``message`` is for an error only."""
+        prompt, cached = len(self.request.prompt), self.cached
+        if self.admitted != NEVER:
+            until = self.last_token if self.last_token > self.admitted else now
+            running, decoding = until - self.admitted, self.last_token - self.first_token
+            made, most = self.generated, self.request.max_tokens
+            self.stats.ended(Course(prompt, prompt - cached, made, most, running, decoding))
+        self.stats.finished(reason, now - self.accepted)
+        told = message if reason == "error" else None
+        return Finished(self.request.id, reason, prompt, cached, self.generated, told)
 
     @property
     def cached(self) -> int:

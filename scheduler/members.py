@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from .door import Door, Hold
+from .entry import Entry
 from .info import ModelConfig, ModelState
 from .live import AdapterFiles, Live, LoadedModel
 from .metrics import Gauges
@@ -100,7 +102,8 @@ class Member:
     def gauges(self) -> Gauges:
         """A picture of it."""
         if self.live is None:
-            return Gauges(waiting=len(self.waiting), evicted_tokens=self._evicted)
+            waiting = len(self.waiting)
+            return Gauges(waiting=waiting, deferred=waiting, evicted_tokens=self._evicted)
         scheduler, memory = self.live.scheduler, self.live.engine.memory()
         return Gauges(
             running=scheduler.running,
@@ -111,6 +114,10 @@ class Member:
             evicted_tokens=self._evicted + self.live.engine.forest.evicted_tokens,
             weights=self.live.weights,
             loaded=1,
+            deferred=sum(e.following for e in scheduler.waiting) + len(self.waiting),
+            token_bytes=self.live.engine.token_bytes,
+            running_adapters=_adapters((*scheduler.prefilling, *scheduler.decoding)),
+            waiting_adapters=_adapters(scheduler.waiting),
         )
 
     def state(self, *, loading: bool) -> ModelState:
@@ -131,3 +138,8 @@ class Member:
             gauges.running + gauges.waiting,
             None if self.failure is None else self.failure.reason,
         )
+
+
+def _adapters(entries: Iterable[Entry]) -> tuple[str, ...]:
+    names = {entry.request.variant.adapter for entry in entries}
+    return tuple(sorted(name for name in names if name is not None))

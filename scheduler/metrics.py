@@ -42,6 +42,9 @@ class Gauges(NamedTuple):
 
     ``free`` bytes of the KV memory and ``active_memory`` belong to no model and are shown with
     the main one, so that sums over all models are right. ``kv_limit`` is what they share.
+    ``deferred`` of the waiting ones need no memory or row, but a model that is being loaded or a
+    prefix that is being computed. ``token_bytes`` is the KV of one token, 0 where the model is not
+    loaded. The adapters are those of requests with a row, and of those that wait.
     """
 
     running: int = 0
@@ -55,9 +58,13 @@ class Gauges(NamedTuple):
     weights: int = 0
     kv_limit: int = 0
     loaded: int = 0
+    deferred: int = 0
+    token_bytes: int = 0
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
 
 
-class _Definitions:
+class Definitions:
     """The metrics and their labels."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -115,7 +122,7 @@ class _Definitions:
 class RequestSeries(RequestStats):
     """The series of the requests for one variant of a model; all are at 0 once it is made."""
 
-    def __init__(self, of: _Definitions, labels: dict[str, str]) -> None:
+    def __init__(self, of: Definitions, labels: dict[str, str]) -> None:
         # Looked up once: a lookup by labels costs more than the counting itself.
         self._queries, self._hits = of.queries.labels(**labels), of.hits.labels(**labels)
         self._prompt, self._computed = of.prompt.labels(**labels), of.computed.labels(**labels)
@@ -170,7 +177,7 @@ class RequestSeries(RequestStats):
 class ModelMetrics(SchedulerStats):
     """All series of one model, labelled by model, adapter and draft; they begin at 0."""
 
-    def __init__(self, of: _Definitions, model: str) -> None:
+    def __init__(self, of: Definitions, model: str) -> None:
         self._of = of
         self._model = model
         self._series: dict[Variant, RequestSeries] = {}
@@ -203,9 +210,11 @@ class ModelMetrics(SchedulerStats):
         """The series of the requests that run as ``variant``."""
         series = self._series.get(variant)
         if series is None:
-            series = RequestSeries(self._of, self._labels(variant))
-            self._series[variant] = series
+            series = self._series[variant] = self._new_series(self._labels(variant))
         return series
+
+    def _new_series(self, labels: dict[str, str]) -> RequestSeries:
+        return RequestSeries(self._of, labels)
 
     def forget(self, adapter: str) -> None:
         """Takes away the series of an adapter that is served no more, so that they stay few."""
@@ -233,6 +242,9 @@ class ModelMetrics(SchedulerStats):
         self._of.grammars.labels(**self._labels(), result=result).inc()
         if seconds is not None:
             self._of.compile.labels(**self._labels()).observe(seconds)
+
+    def asked(self, copies: int) -> None:
+        """A prompt is to get so many replies; counted under other servers' names only."""
 
     def client_disconnect(self) -> None:
         """Counts a client that went away before its reply was complete."""
@@ -273,8 +285,8 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._definitions = _Definitions(registry)
+        self.here = Definitions(registry)
 
     def model(self, name: str) -> ModelMetrics:
         """The series of a configured model; to be called once for each."""
-        return ModelMetrics(self._definitions, name)
+        return ModelMetrics(self.here, name)

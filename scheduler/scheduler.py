@@ -18,7 +18,7 @@ from . import claims
 from .costs import Costs
 from .engine_like import EngineLike
 from .entry import NEVER, Entry
-from .events import UNFIT, UNFOLLOWED, Event, Finished, FinishReason, Token, TokenLogprob
+from .events import UNFIT, UNFOLLOWED, Event, FinishReason, Token, TokenLogprob
 from .ledger import Account, Ledger
 from .neighbours import ALONE
 from .order import MOST_PASSED_OVER, leader, next_prefill
@@ -141,7 +141,6 @@ class Scheduler:
         outcomes = self.engine.collect()
         now = self.clock()
         self._decode_seconds = now - self._submitted
-        self.stats.step("decode", self._decode_seconds, len(outcomes))
         part = self._decode_seconds / len(outcomes)
         self.costs.decoded(part)
         for row, choices, proposed, end in outcomes:
@@ -157,6 +156,7 @@ class Scheduler:
             for choice in choices:
                 if self._deliver(entry, choice, now, events, bool(end) and choice is choices[-1]):
                     break
+        self.stats.step("decode", self._decode_seconds, len(outcomes))
 
     def _deliver(
         self, entry: Entry, choice: Choice, now: float, events: list[Event], last: bool
@@ -266,9 +266,10 @@ class Scheduler:
     def _follows(self, entry: Entry, cached: int) -> bool:
         """Whether a row that is being prefilled will soon have more of this prompt."""
         found = leader(entry, cached, self.prefilling)
+        entry.following = found is not None
         if found is not None:
             self.engine.mark(*found)
-        return found is not None
+        return entry.following
 
     def _prefill(self) -> None:
         """Runs chunks until the time that running decodes may be kept waiting is used up."""
@@ -297,12 +298,12 @@ class Scheduler:
         count = self.engine.prefill(row, size)
         seconds = self.clock() - start
         self.pace.record(count, context, seconds)
-        self.stats.step("prefill", seconds, 1)
         self.costs.prefilled(count, seconds)
         entry.charge(seconds)
         in_prompt = max(0, min(row.length, len(entry.request.prompt)) - context)
         entry.computed += in_prompt
         entry.stats.computed(in_prompt)
+        self.stats.step("prefill", seconds, 1)
         self._blocked = False  # followers may start on what was just computed
         if not row.remaining:
             self.prefilling.remove(entry)
@@ -394,7 +395,4 @@ class Scheduler:
         del self._entries[entry.request.id]
         entry.account.replied(entry.generated)
         self.ledger.leave(entry.account)
-        prompt = len(entry.request.prompt)
-        told, made = message if reason == "error" else None, entry.generated
-        events.append(Finished(entry.request.id, reason, prompt, entry.cached, made, told))
-        entry.stats.finished(reason, self.clock() - entry.accepted)
+        events.append(entry.end(reason, self.clock(), message))

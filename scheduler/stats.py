@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cache.loan import NOBODY
 from engine.variant import Variant
@@ -10,6 +10,21 @@ from engine.variant import Variant
 from .events import FinishReason
 
 Phase = Literal["prefill", "decode"]
+
+
+class Course(NamedTuple):
+    """A request that had a row and has ended, in numbers; its times in seconds.
+
+    ``computed_tokens`` are those of the prompt that the cache did not have; ``running`` is from
+    the row to the last token, ``decoding`` from the first token to the last.
+    """
+
+    prompt_tokens: int
+    computed_tokens: int
+    generated_tokens: int
+    max_tokens: int
+    running: float
+    decoding: float
 
 
 class RequestStats:
@@ -42,6 +57,9 @@ class RequestStats:
     def preempted(self) -> None:
         """A row was put back into the queue."""
 
+    def ended(self, course: Course) -> None:
+        """A request that had a row is about to be ``finished``."""
+
     def finished(self, reason: FinishReason, seconds: float) -> None:
         """A request ended, so long after it was accepted."""
 
@@ -57,7 +75,7 @@ class SchedulerStats:
         return NO_REQUEST_STATS
 
     def step(self, phase: Phase, seconds: float, rows: int) -> None:
-        """A forward pass was done."""
+        """A forward pass was done; which tokens it computed or gave has been told before."""
 
     def started(self, request_id: str) -> None:
         """A request got its row for the first time."""

@@ -102,8 +102,8 @@ def _hit_rate(course: Sequence[Numbers]) -> str:
 
 def _pauses(bins: Sequence[Numbers]) -> str:
     bars = [Bar(b["from_s"], b["to_s"], b["count"]) for b in bins]
-    title = "Pauses between two arrivals of text"
-    x = logarithmic("pause", bars[0].low, bars[-1].high, short)
+    title = "Pauses between two arrivals of text, by their length"
+    x = logarithmic("length of a pause", bars[0].low, bars[-1].high, short)
     y = linear("pauses", 0, max(b.number for b in bars), "{:,.0f}".format, whole=True)
     return _figure(title, histogram("pauses", title, bars, x, y))
 
@@ -112,7 +112,8 @@ def _outcomes(course: Sequence[Numbers]) -> str:
     kinds = {"replies": "replies", "errors": "failed"}
     series = [Series(v, [(_middle(c), c[k]) for c in course]) for k, v in kinds.items()]
     title = "What became of the requests, by when they ended"
-    y = linear("requests", 0, _most(series), "{:,.0f}".format, whole=True)
+    width = course[0]["to_s"] - course[0]["from_s"]
+    y = linear(f"requests in {width:.3g} s", 0, _most(series), "{:,.0f}".format, whole=True)
     plot = line_plot("outcomes", title, series, _time(course), y)
     return _figure(title, plot, legend(series))
 

@@ -12,8 +12,8 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 280
-LEFT, RIGHT, TOP, BOTTOM = 68, 20, 14, 46
-MARKERS = 40  # points of a line up to which each is marked
+LEFT, RIGHT, TOP, BOTTOM = 68, 20, 30, 46
+MARKERS = 40  # points of a line up to which each is marked; the others say their values, too
 TICKS = 6  # at most
 
 Format = Callable[[float], str]
@@ -115,11 +115,13 @@ def legend(series: Sequence[Series]) -> str:
 def _line(series: Series, number: int, x: Axis, y: Axis) -> Iterator[str]:
     path = " ".join(f"{_across(x, a):.1f},{_down(y, b):.1f}" for a, b in series.points)
     yield f'<polyline class="s{number} line" points="{path}"/>'
-    radius = 3.5 if len(series.points) <= MARKERS else 1.5
+    marked = len(series.points) <= MARKERS
+    # Later lines have larger rings, so that values that are the same are all seen.
+    kind, radius = (f"s{number} dot", 3 + 1.5 * number) if marked else ("hover", 5)
     for a, b in series.points:
         told = f"{series.name}, {x.label} {x.format(a)}: {y.format(b)}"
         yield (
-            f'<circle class="s{number} dot" cx="{_across(x, a):.1f}" cy="{_down(y, b):.1f}" '
+            f'<circle class="{kind}" cx="{_across(x, a):.1f}" cy="{_down(y, b):.1f}" '
             f'r="{radius}"><title>{escape(told)}</title></circle>'
         )
 
@@ -141,6 +143,7 @@ def _plot(name: str, title: str, about: str, x: Axis, y: Axis, marks: Sequence[s
 
 def _grid(x: Axis, y: Axis) -> Iterator[str]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    yield f'<text class="label" x="8" y="{TOP - 16}">{escape(y.label)}</text>'
     for tick in y.ticks:
         at = _down(y, tick)
         yield f'<line class="grid" x1="{LEFT}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>'

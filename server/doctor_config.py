@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ServerConfig, check_grants
+from .doctor_files import hub, model_disk, parts
 from .finding import Finding, Named, ok, problem, warning
 from .keys import keys_path
 from .launch import bind
@@ -42,6 +43,9 @@ def _sound_checks(config: ServerConfig) -> Iterator[Named]:
         path = config.config
         yield Named("keys", lambda: keys(path))
     yield Named("models", lambda: models(config))
+    yield Named("model-disk", lambda: model_disk(config))
+    if remote := _remote(config):
+        yield Named("hub", lambda: hub(remote))
     yield Named("port", lambda: port(config.host, config.port))
 
 
@@ -94,30 +98,20 @@ def _has_key(config: Path) -> bool:
 
 def models(config: ServerConfig) -> Finding:
     """Whether everything that is to be loaded is there."""
-    remote: list[str] = []
-    service = config.service
-    for model in service.all_models:
-        parts = [(f"model {model.name!r}", model.model, "config.json")]
-        parts += [(f"adapter {n!r}", p, "adapter_config.json") for n, p in model.adapters]
-        if model.draft_model not in (None, "ngram"):
-            parts.append((f"the draft of {model.name!r}", str(model.draft_model), "config.json"))
-        for what, where, file in parts:
-            path = Path(where).expanduser()
-            if (path / file).is_file():
-                continue
-            if path.exists():
-                return problem(f"{what}: {path} has no {file}", f"ls {path}")
-            if _is_path(where):
-                return problem(f"{what}: there is no {path}", f"ls {path.parent}")
-            remote.append(where)
-    if remote:
+    for part in parts(config):
+        path = part.path
+        if (path / part.file).is_file() or part.remote:
+            continue
+        if path.exists():
+            return problem(f"{part.what}: {path} has no {part.file}", f"ls {path}")
+        return problem(f"{part.what}: there is no {path}", f"ls {path.parent}")
+    if remote := _remote(config):
         return ok(f"{', '.join(remote)}: fetched from the model hub unless it was before")
-    return ok(", ".join(model.name for model in service.all_models))
+    return ok(", ".join(model.name for model in config.service.all_models))
 
 
-def _is_path(text: str) -> bool:
-    """Whether no repository can be called so."""
-    return text.startswith(("/", "~", ".")) or text.count("/") != 1
+def _remote(config: ServerConfig) -> list[str]:
+    return [part.where for part in parts(config) if part.remote]
 
 
 def port(host: str, number: int) -> Finding:

@@ -288,6 +288,7 @@ def submit(
                 index = len(choices)
                 stream = places.submit(_request(served, plan, f"{name}-{index}", copy, caller))
                 choices.append(Choice(index, stream, plan.output(), service))
+            metrics.asked(copies)
     except Unfit as error:
         generation.abort()
         metrics.rejection("prompt_too_large")

@@ -22,11 +22,13 @@ from scheduler.service import LoadFailed, Service
 from .access import Access
 from .app import create_app
 from .config import ServerConfig
+from .http_counts import HttpCounts
 from .launch import BACKLOG
 from .reload import Reloader, warn_of_keys
 from .startup import Startup
 from .tracing import otlp
 from .usage_store import UsageStore
+from .vllm_counts import VllmMetrics
 from .vllm_metrics import VllmNames
 
 logger = logging.getLogger("commons.server")
@@ -66,7 +68,9 @@ class _Process:
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        self._service = Service(config.service, Metrics(registry), startup.progress)
+        compatible = config.metrics_compat is not None
+        metrics = VllmMetrics(registry, config.service) if compatible else Metrics(registry)
+        self._service = Service(config.service, metrics, startup.progress)
         self._usage = UsageStore(self._service.tenants.usage, config.usage_db)
         self._access = Access(config.grants)
         self._access.on_change(self._service.configure)
@@ -78,7 +82,7 @@ class _Process:
         self._tracing = None if config.otel_endpoint is None else otlp(config.otel_endpoint)
         app = create_app(
             self._service,
-            VllmNames(registry) if config.metrics_compat else registry,
+            VllmNames(registry) if compatible else registry,
             self._access,
             default_max_tokens=config.default_max_tokens,
             adapter_dir=config.adapter_dir,
@@ -89,7 +93,7 @@ class _Process:
         )
         self._server = _Server(
             uvicorn.Config(
-                app,
+                HttpCounts(app, registry) if compatible else app,
                 http="httptools",
                 ws="none",
                 lifespan="off",

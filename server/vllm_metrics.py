@@ -1,7 +1,8 @@
 """The metrics once more under the names and labels that vLLM gives them.
 
-Made from the same scrape, so that both always agree. What vLLM has and this server does not is
-left out: a panel without data says more than one with zeros.
+Made from the same scrape, so that both always agree; what has no counterpart among the metrics is
+in ``vllm_counts``. What vLLM has and this server does not is left out: a panel without data says
+more than one with zeros.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ NAMES: dict[str, tuple[Name, ...]] = {
     # Each under the present name, and under the one that older dashboards and routers read.
     "kv_cache_usage_ratio": (Name("kv_cache_usage_perc"), Name("gpu_cache_usage_perc")),
     "prefix_cache_queries": (Name("prefix_cache_queries"), Name("gpu_prefix_cache_queries")),
-    "prefix_cache_hits": (Name("prefix_cache_hits"), Name("gpu_prefix_cache_hits")),
+    "prefix_cache_hits": (
+        Name("prefix_cache_hits"),
+        Name("gpu_prefix_cache_hits"),
+        Name("prompt_tokens_cached"),
+    ),
     "inter_token_latency_seconds": (
         Name("inter_token_latency_seconds"),
         Name("time_per_output_token_seconds"),

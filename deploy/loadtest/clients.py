@@ -9,12 +9,16 @@ gets no answer, where the model calls a tool, or where less than 80% was reused.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -24,8 +28,9 @@ from typing import NamedTuple
 
 from engine import embedded
 
-from .servers import serving
+from .servers import ended_by_signals, serving
 
+INTERRUPTED = 130  # exit status
 LEAST_HITS = 0.8
 MOST_TOKENS = 300  # of an answer
 TOGETHER = 4
@@ -111,7 +116,53 @@ def install(clients: Sequence[Client], packages: Path) -> None:
         subprocess.run([*command, *missing], check=True)
 
 
-def ask(client: Client, packages: Path, place: Path, base: str, question: str) -> Answer:
+class Asked:
+    """The client processes that have been started, each by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+        self._over = False
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str], place: Path, env: dict[str, str]) -> tuple[str, str, int]:
+        """What a command printed to both streams, and its exit status. Raises TimeoutExpired."""
+        process = subprocess.Popen(
+            command,
+            cwd=place,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        with self._lock:
+            self._processes.append(process)
+            over = self._over
+        try:
+            if over:
+                _kill(process)
+            out, err = process.communicate(timeout=LIMIT)
+        finally:
+            _kill(process)
+        return out, err, process.returncode
+
+    def kill(self) -> None:
+        """Ends all, with whatever they have started, and those that are just being started."""
+        with self._lock:
+            self._over = True
+            for process in self._processes:
+                _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def ask(
+    client: Client, packages: Path, place: Path, base: str, question: str, asked: Asked
+) -> Answer:
     """One question, from a home that is empty but for the client's settings."""
     home, work = place / "home", place / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -122,20 +173,11 @@ def ask(client: Client, packages: Path, place: Path, base: str, question: str) -
     program = packages / "node_modules" / ".bin" / client.program
     node = Path(shutil.which("node") or "/usr/bin/node").parent
     began = time.monotonic()
-    done = subprocess.run(
-        [str(program.absolute()), *client.command(question)],
-        cwd=work,
-        env={"HOME": str(home), "PATH": f"{node}:/usr/bin:/bin"} | client.environment(base),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    text = ANSI.sub("", done.stdout).strip()
-    if done.returncode:
-        text = ANSI.sub("", done.stdout + done.stderr).strip()
-    return Answer(text, done.returncode, time.monotonic() - began)
+    command = [str(program.absolute()), *client.command(question)]
+    env = {"HOME": str(home), "PATH": f"{node}:/usr/bin:/bin"} | client.environment(base)
+    out, err, status = asked.run(command, work, env)
+    text = ANSI.sub("", out + err if status else out).strip()
+    return Answer(text, status, time.monotonic() - began)
 
 
 def counters(base: str) -> dict[str, float]:
@@ -158,16 +200,20 @@ def told(before: dict[str, float], after: dict[str, float]) -> tuple[float, floa
 
 def run(name: str, packages: Path, place: Path, base: str, question: str) -> bool:
     """One client, alone and four at once; whether all got an answer."""
-    client, good = CLIENTS[name], True
+    client, good, asked = CLIENTS[name], True, Asked()
 
     def one(number: int) -> Answer:
         # All in one place: clients write the paths of home and folder into their prompts.
-        return ask(client, packages, place / name, base, question)
+        return ask(client, packages, place / name, base, question, asked)
 
     for label, count in (("alone", 1), ("four at once", TOGETHER)):
         before = counters(base)
         with ThreadPoolExecutor(TOGETHER) as pool:
-            answers = list(pool.map(one, range(count)))
+            try:
+                answers = list(pool.map(one, range(count)))
+            except KeyboardInterrupt:
+                asked.kill()  # or the pool would wait for their answers
+                raise
         requests, hits, tokens = told(before, counters(base))
         seconds = max(answer.seconds for answer in answers)
         print(
@@ -189,8 +235,8 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path(".clients"))
     parser.add_argument("--question", default="What is a tree?")
     options = parser.parse_args()
-    install([CLIENTS[name] for name in options.clients], options.packages)
-    with tempfile.TemporaryDirectory() as folder:
+    with ended_by_signals(), tempfile.TemporaryDirectory() as folder:
+        install([CLIENTS[name] for name in options.clients], options.packages)
         place = Path(folder)
         settings = place / "commons.toml"
         settings.write_text(SETTINGS, encoding="utf-8")
@@ -205,4 +251,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

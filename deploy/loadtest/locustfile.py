@@ -1,8 +1,9 @@
 """For those who prefer locust: agents with a common prompt, and now and then a long one-off prompt.
 
-``pip install locust``, then ``locust -f deploy/loadtest/locustfile.py --host http://127.0.0.1:8000``.
-Locust brings the clients, the ramp and the page. Each reply is counted twice: ``TTFT`` is the time
-to its first text, ``reply`` the time to its end, with the number of characters as its length.
+``make locust``, or ``pip install locust`` into an environment of its own and then
+``locust -f deploy/loadtest/locustfile.py --host http://127.0.0.1:8000``. Locust brings the clients,
+the ramp and the page. Each request is a ``reply``, timed to its end, with the number of characters
+as its length; beside it ``TTFT`` is the time to its first text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from locust import HttpUser, between, events, task
+from locust.exception import StopUser
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
@@ -52,7 +54,14 @@ class Client(HttpUser):
             self.client.headers["Authorization"] = f"Bearer {asked.key}"
         self.model = asked.model
         if not self.model:
-            self.model = self.client.get("/v1/models").json()["data"][0]["id"]
+            self.model = self._first_model()
+
+    def _first_model(self) -> str:
+        with self.client.get("/v1/models", catch_response=True) as response:
+            if response.status_code == 200:
+                return str(response.json()["data"][0]["id"])
+            response.failure(_said_instead(response))
+        raise StopUser  # locust has counted why
 
     def reply(self, messages: list[dict[str, str]], max_tokens: int) -> str | None:
         """The text of a reply, timed; None if there is none, which locust has counted then."""
@@ -65,28 +74,29 @@ class Client(HttpUser):
         }
         began, said = time.perf_counter(), []
         with self.client.post(
-            "/v1/chat/completions", json=body, stream=True, catch_response=True, name="request"
+            "/v1/chat/completions", json=body, stream=True, catch_response=True, name="reply"
         ) as response:
             if response.status_code != 200:
-                said_instead = (response.text or "no reply")[:200]
-                response.failure(f"HTTP {response.status_code}: {said_instead}")
+                response.failure(_said_instead(response))
                 return None
             try:
                 for piece in pieces(response.iter_lines()):
                     if not said:
-                        self._tell("TTFT", began, len(piece))
+                        self._tell_ttft(began, len(piece))
                     said.append(piece)
             except ValueError as error:
                 response.failure(str(error))
                 return None
+            # Locust itself has timed the headers only.
+            response.request_meta["response_time"] = 1e3 * (time.perf_counter() - began)
+            response.request_meta["response_length"] = sum(map(len, said))
             response.success()
-        self._tell("reply", began, sum(map(len, said)))
         return "".join(said)
 
-    def _tell(self, name: str, began: float, length: int) -> None:
+    def _tell_ttft(self, began: float, length: int) -> None:
         self.environment.events.request.fire(
             request_type="STREAM",
-            name=name,
+            name="TTFT",
             response_time=1e3 * (time.perf_counter() - began),
             response_length=length,
             exception=None,
@@ -127,6 +137,10 @@ class OneOff(Client):
             f"locust one-off {next(numbers)}", self.environment.parsed_options.one_off_tokens
         )
         self.reply([{"role": "user", "content": prompt}], 1)
+
+
+def _said_instead(response: Any) -> str:
+    return f"HTTP {response.status_code}: {(response.text or 'no reply')[:200]}"
 
 
 def pieces(lines: Iterator[bytes]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What counting costs: ``python -m deploy.loadtest.metrics_cost [ROWS]``.
+"""What counting costs: ``make metrics-cost``, with ``ARGS=ROWS``.
 
 Does all that the metrics do for a decode step, for a request and for a scrape, and nothing else.
 Prints microseconds, and the part of a step of the model that comes with the server.
@@ -23,9 +23,12 @@ from engine.loader import load
 from engine.params import SamplingParams
 from engine.sampling import RowSampling
 from engine.variant import BASE
+from scheduler.info import ServiceConfig
 from scheduler.metrics import Gauges, Metrics
+from scheduler.stats import Course
 from scheduler.tenant import Tenant
 from scheduler.tenants import Tenants
+from server.vllm_counts import VllmMetrics
 from server.vllm_metrics import VllmNames
 
 ROUNDS, REPEATS, STEPS, PROMPT, TENANTS = 7, 300, 60, 200, 8
@@ -42,42 +45,43 @@ def seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
     return statistics.median(rounds)
 
 
-def counting(rows: int) -> dict[str, float]:
-    """Seconds of a step's, a request's and a scrape's counting."""
+def counting(rows: int, vllm: bool) -> dict[str, float]:
+    """Seconds of a step's, a request's and a scrape's counting; with vLLM's names or without."""
     registry = CollectorRegistry()
-    metrics = Metrics(registry).model("m")
+    config = ServiceConfig("m", "m")
+    metrics = (VllmMetrics(registry, config) if vllm else Metrics(registry)).model("m")
     tenants = [Tenant(f"t{i}") for i in range(TENANTS)]
     books = Tenants(tenants, registry)
     stats = books.accounting("m", metrics)
     streams = [stats.of(BASE, tenants[i % TENANTS].name) for i in range(rows)]
 
     def step() -> None:
-        stats.step("decode", 0.01, rows)
         for stream in streams:
             stream.engine_time(0.001)
             stream.next_token(0.01)
+        stats.step("decode", 0.01, rows)
 
     def request() -> None:
         stream = stats.of(BASE, "t0")
         stream.admitted(0.01, 1000, 900)
         stream.lent("t1", 900)
-        stats.step("prefill", 0.01, 1)
         stream.engine_time(0.01)
         stream.computed(100)
+        stats.step("prefill", 0.01, 1)
         stream.first_token(0.02, 0.01)
+        stream.ended(Course(1000, 100, 100, 200, 1.0, 0.9))
         stream.finished("stop", 1.0)
 
     def scrape() -> None:
         books.observe()
         metrics.observe(Gauges(), heartbeat_age=0.0, healthy=True)
-        generate_latest(registry)
+        generate_latest(shown)
 
-    names = VllmNames(registry)
+    shown = VllmNames(registry) if vllm else registry
     return {
         "step": seconds(step),
         "request": seconds(request),
         "scrape": seconds(scrape, 20),
-        "scrape_vllm": seconds(lambda: generate_latest(names), 20),
     }
 
 
@@ -115,9 +119,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="?", type=int, default=16)
     rows = parser.parse_args().rows
-    counted, step = counting(rows), decode_step(rows)
+    counted, step = counting(rows, vllm=False), decode_step(rows)
+    compatible = counting(rows, vllm=True)
     figures = {f"{name}_us": 1e6 * value for name, value in counted.items()}
+    figures |= {f"{name}_vllm_us": 1e6 * value for name, value in compatible.items()}
     figures |= {"decode_step_us": 1e6 * step, "part_of_a_step": counted["step"] / step}
+    figures["part_of_a_step_vllm"] = compatible["step"] / step
     print(json.dumps({"rows": rows} | {k: round(v, 4) for k, v in figures.items()}, indent=2))
 
 

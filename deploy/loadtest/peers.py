@@ -1,7 +1,12 @@
-"""Other MLX servers to compare with: installed into venvs of their own, each with its defaults."""
+"""Other MLX servers to compare with: installed into venvs of their own, each with its defaults.
+
+Which versions is written here, and on Linux MLX is the version that this server has, so that a
+table can be made again.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -18,6 +23,7 @@ class Peer(NamedTuple):
     """How to install a server and how to start it; ``command`` gets the venv's ``bin``."""
 
     package: str
+    version: str
     command: Callable[[Path, Path, int], list[str]]
     model: str = "default"
 
@@ -37,39 +43,38 @@ def _rapid_mlx(folder: Path, model: Path, port: int) -> list[str]:
 
 
 PEERS = {
-    "mlx_lm": Peer("mlx-lm", _mlx_lm, "default_model"),
-    "vllm_mlx": Peer("vllm-mlx", _vllm_mlx),
-    "rapid_mlx": Peer("rapid-mlx", _rapid_mlx),
+    "mlx_lm": Peer("mlx-lm", "0.32.2", _mlx_lm, "default_model"),
+    "vllm_mlx": Peer("vllm-mlx", "0.6.0", _vllm_mlx),
+    "rapid_mlx": Peer("rapid-mlx", "0.16.10", _rapid_mlx),
 }
 
 
-class Installed(NamedTuple):
-    """A peer that can be started, and which version of it."""
-
-    kind: Kind
-    version: str
-
-
-def install(name: str, folder: Path) -> Installed:
+def install(name: str, folder: Path) -> Kind:
     """Installs a peer below ``folder`` unless it is there. Raises ServerFailed where it cannot."""
     peer, venv = PEERS[name], (folder / name).absolute()
     log = venv.with_suffix(".install.log")
-    python = venv / "bin" / "python"
-    if not (venv / ".installed").exists():
-        packages = [peer.package, *(["mlx[cpu]"] if sys.platform == "linux" else [])]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    wanted, stamp = requirements(peer), venv / ".installed"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8").split() != wanted:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out:
             _step(name, [sys.executable, "-m", "venv", "--clear", str(venv)], out, log)
-            _step(name, [str(python), "-m", "pip", "install", "--quiet", *packages], out, log)
-        (venv / ".installed").touch()
-    ask = f"import importlib.metadata as m; print(m.version({peer.package!r}))"
-    told = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, env=_clean())
+            _step(name, [*pip, *wanted], out, log)
+        stamp.write_text("\n".join(wanted) + "\n", encoding="utf-8")
     command = peer.command
 
     def start(model: Path, port: int) -> list[str]:
         return command(venv / "bin", model, port)
 
-    return Installed(Kind(start, "/v1/models", peer.model, _home(venv)), told.stdout.strip())
+    return Kind(start, "/v1/models", peer.model, _home(venv))
+
+
+def requirements(peer: Peer) -> list[str]:
+    """What is installed for a peer."""
+    server = f"{peer.package}=={peer.version}"
+    if sys.platform != "linux":
+        return [server]
+    return [server, f"mlx[cpu]=={importlib.metadata.version('mlx')}"]
 
 
 def _step(name: str, command: list[str], out: object, log: Path) -> None:
@@ -82,7 +87,7 @@ def _step(name: str, command: list[str], out: object, log: Path) -> None:
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         errors = [line for line in lines if "ERROR" in line] or lines or ["without a word"]
-        raise ServerFailed(f"{name} cannot be installed here: {errors[-1]}")
+        raise ServerFailed(f"{name} cannot be installed here: {errors[-1]} (all of it: {log})")
 
 
 def _clean() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from server.bench_client import Endpoint
 
 START_LIMIT = 300.0  # s until a server must answer
 STOP_LIMIT = 20.0  # s that a server gets to end by itself
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # s between two looks at a server's memory or at its door
 
 
@@ -113,6 +115,26 @@ def _resident(process: psutil.Process) -> int:
 
 
 @contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the work inside as Ctrl-C does: servers that were started end, too.
+
+    For the main thread. One signal is enough, and more do not cut the ending short.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in ENDING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
 def serving(
     name: str, model: Path, log: Path, more: Sequence[str] = (), kind: Kind | None = None
 ) -> Iterator[Running]:
@@ -124,7 +146,7 @@ def serving(
     """
     kind, port = kind or KINDS[name], _free_port()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
+    with log.open("wb") as out, ended_by_signals():
         process = subprocess.Popen(
             [*kind.command(model, port), *more],
             env=environment() | dict(kind.environment),

@@ -30,6 +30,7 @@ class ModelEngine(FakeEngine):
     name: str = ""
     world: World | None = None
     closed: bool = False
+    token_bytes: int = 1
 
     @property
     def now(self) -> float:  # type: ignore[override]

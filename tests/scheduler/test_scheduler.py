@@ -101,6 +101,17 @@ def test_the_next_step_is_submitted_before_tokens_are_delivered():
     assert engine.busy
 
 
+def test_a_request_that_waits_for_anothers_prefix_says_so():
+    core = scheduler(FakeEngine())
+    for name in "ab":
+        core.add(request(name, range(1000, 9000)))
+    core.step()
+    (waiting,) = core.waiting
+    assert waiting.following
+    drain(core)
+    assert not waiting.following
+
+
 def test_requests_with_a_common_prefix_prefill_it_once():
     engine = FakeEngine()
     core = scheduler(engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 import typer
+from huggingface_hub import constants
 
-from engine import device
+from engine import device, embedded
 from engine.device import Device
 from scheduler.info import ServiceConfig
-from server import cli, doctor_config, doctor_machine
+from server import cli, doctor_config, doctor_files, doctor_machine
 from server.config import ServerConfig
 from server.doctor import as_object, examined, worst
 from server.doctor_config import config_checks
@@ -64,13 +66,15 @@ def report(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 def test_a_sound_machine(config: Path) -> None:
     code, checks = report(config)
     assert code == 0
-    names = {"python", "mlx", "memory", "disk", "open-files", "config", "keys", "models", "port"}
+    names = {"python", "mlx", "memory", "disk", "open-files", "config", "keys", "models"}
+    names |= {"model-disk", "port"}
     own = {"wired-limit", "sleep"} if sys.platform == "darwin" else {"blas"}
     assert checks.keys() == names | own
     assert not [name for name, check in checks.items() if check["status"] == "problem"]
     assert "1 tenants, 1 keys" in checks["config"]["message"]
     assert "GFLOP/s" in checks.get("blas", {"message": "GFLOP/s"})["message"]
     assert str(config.parent) in checks["disk"]["message"]
+    assert f"{embedded.path()}: " in checks["model-disk"]["message"]
 
 
 def test_it_says_what_a_start_would_say(config: Path) -> None:
@@ -145,6 +149,7 @@ def test_more_places_than_open_files() -> None:
         ('draft-model = "{0}/no"', "models", "problem", "the draft of"),
         ('[models.c]\nmodel = "{0}/no"', "models", "problem", "model 'c': there is no"),
         ('model = "org/name"', "models", "ok", "org/name: fetched"),
+        ('model = "org/name"', "hub", "ok", "org/name: to be fetched"),
     ],
 )
 def test_settings(tmp_path: Path, text: str, name: str, status: str, said: str) -> None:
@@ -255,6 +260,68 @@ def test_the_worst_counts() -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     found = doctor_machine.disk(tmp_path / "absent")
     assert (found.status, found.fix) == ("problem", f"ls -ld {tmp_path}/absent")
+
+
+def weights(folder: Path, nbytes: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / "model.safetensors"
+    file.write_bytes(os.urandom(nbytes))
+    return file
+
+
+def test_how_fast_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = weights(tmp_path / "m", 3 * doctor_files.CHUNK + 100)
+    assert 1e6 < doctor_files.read_speed(file) < 1e12
+    found = doctor_files.disks([file.parent])
+    assert f"{file.parent}: " in found.message and "/s read" not in found.message
+    monkeypatch.setattr(doctor_files, "LEAST_TOLD", 1)
+    weights(tmp_path / "small", 10)
+    found = doctor_files.disks([tmp_path / "small", file.parent])
+    assert "s for model.safetensors" in found.message, "the largest file tells"
+    assert "small" not in found.message, "a disk is told once"
+    monkeypatch.setattr(doctor_files, "SLOW_READ", 1e15)
+    found = doctor_files.disks([file.parent])
+    assert (found.status, found.message.endswith("slow")) == ("warning", True)
+    assert (found.fix or "").startswith(f"cp -R {file.parent} ")
+
+
+def test_no_room_beside_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_files, "LEAST_FREE", 1e30)
+    weights(tmp_path / "m", 10)
+    found = doctor_files.disks([tmp_path / "m"])
+    assert (found.status, found.fix) == ("warning", f"df -h {tmp_path / 'm'}")
+    assert doctor_files.disks([]).status == "ok"
+
+
+def test_weights_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_files, "LEAST_TOLD", 0)
+    folder = tmp_path / "model.safetensors"  # in the place of a file
+    folder.mkdir()
+    found = doctor_files.disks([tmp_path])
+    assert (found.status, found.fix) == ("problem", f"ls -l {folder}")
+    assert "cannot be read: is a directory" in found.message
+
+
+def test_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor_files, "LEAST_FETCH", 0)
+    found = doctor_files.hub(["org/name"])
+    assert (found.status, f"to be fetched into {cache}" in found.message) == ("ok", True)
+    monkeypatch.setattr(doctor_files, "LEAST_FETCH", 1e30)
+    found = doctor_files.hub(["org/name"])
+    assert (found.status, "HF_HOME" in (found.fix or "")) == ("warning", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = doctor_files.hub(["org/name"])
+    assert (found.status, found.fix) == ("problem", "HF_HUB_OFFLINE=0 hf download org/name")
+    snapshot = cache / "models--org--name" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (cache / "models--org--name" / "refs").mkdir()
+    (cache / "models--org--name" / "refs" / "main").write_text("0123")
+    found = doctor_files.hub(["org/name"])
+    assert (found.status, str(snapshot) in found.message) == ("ok", True), found
 
 
 def test_more_memory_than_there_is() -> None:

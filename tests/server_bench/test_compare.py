@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
+import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deploy.loadtest import compare, peers
 from engine import embedded
 from server.bench_options import AgentOptions
 from server.bench_scenario import changed
-from tests.server.process import ROOT
+from tests.server.process import PATIENCE, ROOT
 
 
 def broken(folder: Path, model: Path, port: int) -> list[str]:
@@ -27,19 +31,21 @@ def there(name: str, folder: Path) -> None:
     binary = folder / name / "bin"
     binary.mkdir(parents=True)
     (binary / "python").symlink_to(sys.executable)
-    (folder / name / ".installed").touch()
+    wanted = "\n".join(peers.requirements(peers.PEERS[name]))
+    (folder / name / ".installed").write_text(wanted)
 
 
 def test_what_cannot_be_measured_is_left_out_with_the_reason(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(peers.PEERS, "unstartable", peers.Peer("pytest", broken))
-    monkeypatch.setitem(peers.PEERS, "uninstallable", peers.Peer("nothing", broken))
+    monkeypatch.setitem(peers.PEERS, "unstartable", peers.Peer("pytest", "9", broken))
+    monkeypatch.setitem(peers.PEERS, "uninstallable", peers.Peer("nothing", "1", broken))
     there("unstartable", tmp_path)
     (tmp_path / "uninstallable").write_text("in the way of a folder")
     scenario = changed(
         AgentOptions(2, 2, 60, 20, 4).as_scenario(), name="small", about="Two agents."
     )
     servers = ["commons", "unstartable", "uninstallable"]
-    results = compare.compare(scenario, servers, embedded.path(), tmp_path, tmp_path)
+    results = dict(compare.compare(scenario, servers, embedded.path(), tmp_path, tmp_path))
+    compare.keep(scenario, results, tmp_path)
 
     ours = results["commons"]
     assert (ours["requests"], ours["errors"]) == (4, 0) and ours["peak_rss_mib"] > 10
@@ -60,7 +66,7 @@ def test_a_server_that_does_not_tell_what_it_reuses_is_shown_so() -> None:
     numbers: dict[str, Any] = {
         "requests": 3, "errors": 0, "wall_s": 1.0, "ttft_s": spread, "itl_s": spread,
         "by_turn": [{"ttft_s": spread}], "output_tokens_per_s": 3.0, "hit_rate": 0.25,
-        "peak_rss_mib": 2048,
+        "peak_rss_mib": 2048, "server_version": "1",
     }  # fmt: skip
     results = {
         "told": {**numbers, "replies_without_cached": 0},
@@ -70,6 +76,49 @@ def test_a_server_that_does_not_tell_what_it_reuses_is_shown_so() -> None:
     assert "| prompt tokens reused | 25% | not told |" in table
     assert "| TTFT p50 / p95 / max, s | 1.00 / – / 2.00 |" in table
     assert "| peak resident memory, MiB | 2,048 | 2,048 |" in table
+
+
+def test_what_was_measured_before_an_interruption_is_shown_and_kept(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    def compared(*_: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "commons", {"failure": "it rained", "server_version": "1"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", compared)
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    assert compare.main(["--model", str(embedded.path())]) == 130
+    assert "commons: it rained" in capsys.readouterr().out
+    (out,) = tmp_path.iterdir()
+    assert json.loads((out / "numbers.json").read_text())["results"].keys() == {"commons"}
+    assert "it rained" in (out / "table.md").read_text()
+
+
+SERVING = """
+import signal, sys
+from pathlib import Path
+from deploy.loadtest.servers import Kind, serving
+
+def command(model, port):
+    return [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+
+with serving("web", Path(), Path(sys.argv[1]), kind=Kind(command, "/", "m")) as running:
+    print(running.endpoint.base, flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_server_under_measurement_ends_with_a_signal(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-c", SERVING, str(tmp_path / "log")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        base = process.stdout.readline().strip()
+        assert httpx.get(base.removesuffix("/v1")).status_code == 200
+        process.send_signal(number)
+        assert process.wait(PATIENCE) != 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(base)
 
 
 @pytest.mark.parametrize("args", [["--servers", "nope"], ["--scenario", "nope"]])
@@ -94,7 +143,10 @@ def locustfile(monkeypatch) -> dict[str, Any]:
     locust.between = lambda low, high: (low, high)  # type: ignore[attr-defined]
     locust.events = types.SimpleNamespace(init_command_line_parser=listener)  # type: ignore[attr-defined]
     locust.task = lambda function: function  # type: ignore[attr-defined]
+    exception = types.ModuleType("locust.exception")
+    exception.StopUser = type("StopUser", (Exception,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "locust", locust)
+    monkeypatch.setitem(sys.modules, "locust.exception", exception)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return runpy.run_path(str(ROOT / "deploy" / "loadtest" / "locustfile.py"))
 

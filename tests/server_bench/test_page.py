@@ -122,7 +122,7 @@ def test_a_closed_load_on_a_real_server(server: Server, tmp_path: Path) -> None:
         "Time to first token by turn",
         "Time to first token by when the request was due",
         "Prompt tokens reused, by when the reply ended",
-        "Pauses between two arrivals of text",
+        "Pauses between two arrivals of text, by their length",
         "What became of the requests, by when they ended",
         "Memory of the server",
     ]
