@@ -199,12 +199,14 @@ async def test_instructions_and_developer_items(http: httpx.AsyncClient, service
         {"role": "assistant", "content": [{"type": "output_text", "text": "F"}]},
         {"role": "user", "content": "G"},
     ]
-    await whole(http, instructions="A", input=items)
     user = "C\n\nD\n\n<system-reminder>\nE\n</system-reminder>"
-    assert service.prompt.startswith(
-        f"<|im_start|>system\nA\n\nB<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
-    )
-    assert "F<|im_end|>\n<|im_start|>user\nG<|im_end|>" in service.prompt
+    begun = f"<system-reminder>\nB\n</system-reminder>\n\n{user}"
+    for instructions, system, first in (("A", "A", begun), (None, "B", user), ("", "B", user)):
+        await whole(http, instructions=instructions, input=items)
+        assert service.prompt.startswith(
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{first}<|im_end|>\n"
+        )
+        assert "F<|im_end|>\n<|im_start|>user\nG<|im_end|>" in service.prompt
 
 
 async def test_thoughts_come_back_sealed(http: httpx.AsyncClient, service: Scripted) -> None:
