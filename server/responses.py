@@ -164,7 +164,14 @@ class _Plan:
         if not self._tokenizer.has_chat_template:
             raise bad_request("This model has no chat template; use /v1/completions.", "model")
         tools, one = asked.tools, body.parallel_tool_calls is False
-        self.wanted = wanted(body.answer(), tools.choice, tools.all, self._tokenizer, one=one)
+        self.wanted = wanted(
+            body.answer(),
+            tools.choice,
+            tools.all,
+            self._tokenizer,
+            one=one,
+            formats=tools.formats,
+        )
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
