@@ -156,9 +156,19 @@ def test_thoughts_are_counted() -> None:
     assert output.reasoning == len(tokenizer().encode("Hm."))
 
 
-def test_stop_strings_do_not_end_a_header() -> None:
-    delta, output, _ = parsed(ANALYSIS + FINAL, stops=["analysis", "es"])
-    assert (shown(delta), output.stop) == (("Y", "Hm.", []), "es")
+def test_stop_strings_are_for_the_text() -> None:
+    text = ANALYSIS + CALL.replace("<|call|>", "<|end|>") + FINAL
+    for said in (text, list(text)):
+        delta, output, _ = parsed(said, stops=["analysis", "H", "x", "es"])
+        assert (shown(delta), output.stop) == (("Y", "Hm.", [("look", '{"x": "é"}')]), "es")
+
+
+def test_half_a_stop_string_is_shown_before_what_follows() -> None:
+    text = FINAL.replace("<|return|>", "<|end|>") + CALL
+    delta, output, deltas = parsed(list(text), stops=["s.!"], incremental=True)
+    assert (shown(delta), output.stop) == (("Yes.", "", [("look", '{"x": "é"}')]), None)
+    kinds = [bool(d.text) for d in deltas if d]
+    assert kinds == sorted(kinds, reverse=True)
 
 
 def test_no_tools_no_calls() -> None:
