@@ -16,6 +16,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from .errors import ApiError, bad_request
+from .finite import is_finite
 from .formats import exact
 
 MOST_SCHEMA = 256 << 10  # bytes, as JSON
@@ -103,6 +104,8 @@ def json_rule(field: str, schema: Any, *, lenient: bool = False) -> str:
     if not isinstance(schema, dict):
         raise bad_request(f"{field}: a schema must be an object.", field)
     _check(field, schema)
+    if not is_finite(schema):
+        raise bad_request(f"{field}: values of this schema would never end; see its $ref.", field)
     options = {"whitespace_pattern": BLANKS, "lenient": lenient, "coerce_one_of": lenient}
     text = json.dumps(exact(schema) | {"x-guidance": options})
     if len(text) > MOST_SCHEMA:
