@@ -58,11 +58,11 @@ def _keyed(prefix: str = "") -> _Markers:
     return _Markers((key, between, value_end), (key_end, value), "(abc)*")
 
 
-def _tagged(outer: str, inner: str) -> _Markers:
+def _tagged(outer: str, inner: str, order: str) -> _Markers:
     """Parameters in functions, each begun by such a tag and ended by the first word's own."""
     ends = [f"</{tag.split(' ')[0].split('=')[0]}>" for tag in (outer, inner)]
     tags = [re.escape(f"<{tag}") for tag in (outer, inner)]
-    return _Markers((tags[0], tags[1], *ends), (), "(a(bd)*c)*")
+    return _Markers((*tags, *ends), (), order)
 
 
 def _pythonic(text: str) -> bool:
@@ -164,7 +164,7 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
     "laguna": _keyed().check,
     "longcat": _keyed("longcat_").check,
     "minicpm5": _minicpm5,
-    "minimax_m2": _tagged("invoke name=", "parameter name=").check,
+    "minimax_m2": _tagged("invoke name=", "parameter name=", "(a(bd)*c)*").check,
     "mistral": _mistral,
     "muse_spark": _Markers(
         (*_MUSE, "</atem:invoke>", "</atem:parameter>"),
@@ -172,5 +172,5 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
         "(a(bd)*c)*",
     ).check,
     "pythonic": _pythonic,
-    "qwen3_coder": _tagged("function=", "parameter=").check,
+    "qwen3_coder": _tagged("function=", "parameter=", "a(bd)*c").check,
 }

@@ -35,6 +35,7 @@ from .logprobs import chat_logprobs
 from .output import CallDelta, Delta, Output
 from .stable import Stable
 from .template_options import template_options
+from .thinking_budget import thinking_budget
 from .tool_choice import tool_choice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -120,6 +121,8 @@ class ChatRequest(GenerationFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
+    thinking_token_budget: int | None = None
+    thinking_budget: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -187,6 +190,7 @@ class _Plan:
         choice = tool_choice(body.tool_choice, tools)
         self._tools = choice.shown(tools) or None
         self._options = template_options(body, body.messages[-1].role)
+        self._budget = thinking_budget(body, model.tokenizer)
         self._stops = body.stops()
         ends = info.eos_token_ids | model.tokenizer.end_ids
         self._stop_ids = body.stop_ids(info.vocab_size, ends)
@@ -218,7 +222,8 @@ class _Plan:
             self._stop_ids,
             output,
             self._variant,
-            constraint=constraint(grammar, self._tokenizer, prompt),
+            self._budget,
+            constraint(grammar, self._tokenizer, prompt),
         )
 
     def _output(self, prompt: Prompt) -> Output:

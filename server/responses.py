@@ -37,6 +37,7 @@ from .response_stream import ResponseStream
 from .response_tools import Toolbox
 from .stable import Stable
 from .template_options import template_options
+from .thinking_budget import thinking_budget
 
 
 class Responses(Dialect):
@@ -157,6 +158,7 @@ class _Plan:
         self._room = room
         self._messages = template_messages(asked.items, asked.tools, body.instructions)
         self._options = template_options(body, self._messages[-1]["role"])
+        self._budget = thinking_budget(body, model.tokenizer)
         self._stops = body.stops()
         ends = info.eos_token_ids | model.tokenizer.end_ids
         self._stop_ids = body.stop_ids(info.vocab_size, ends)
@@ -193,7 +195,8 @@ class _Plan:
             self._stop_ids,
             output,
             self._variant,
-            constraint=constraint(grammar, self._tokenizer, prompt),
+            self._budget,
+            constraint(grammar, self._tokenizer, prompt),
         )
 
     def _output(self, prompt: Prompt) -> Output:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,10 @@ from mlx_lm.utils import load_tokenizer
 
 from engine import embedded, harmony
 from engine.tokenizer import Prompt, Tokenizer
+from server.chat import ChatRequest
+from server.errors import ApiError
 from server.output import Delta, Output
+from server.thinking_budget import thinking_budget
 
 from .support import Pieces
 
@@ -251,3 +255,10 @@ def test_both_ends_end_a_reply() -> None:
     ends = {tokenizer().encode(end)[0] for end in harmony.ENDS}
     assert tokenizer().end_ids == ends
     assert json.loads(parsed(CALL)[0].calls[0].arguments) == {"x": "é"}
+
+
+def test_thoughts_in_channels_have_no_budget() -> None:
+    body = msgspec.convert({"model": "m", "messages": [], "thinking_budget": 9}, ChatRequest)
+    with pytest.raises(ApiError) as refused:
+        thinking_budget(body, tokenizer())
+    assert (refused.value.param, refused.value.code) == ("thinking_budget", "unsupported")
