@@ -21,7 +21,7 @@ ATTRIBUTES = "[^<>]{0,1024}"
 NAME = r"""\s{0,64}=\s{0,64}(?:"[^"<>]{1,256}"|'[^'<>]{1,256}'|[^\s"'<>]{1,256})\s{0,64}"""
 LITERALS = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Load, ast.USub)
 JSON_NAMES = ("true", "false", "null")
-HEADER = re.compile(r"\s*[\w-]{1,256}\s*\[ARGS\]\s*")
+HEADER = re.compile(r"\s*(?:\[TOOL_CALLS\])?[\w-]{1,256}\s*\[ARGS\]\s*")
 GEMMA = re.compile(r"\s*call:[\w-]{1,256}\{")
 
 
