@@ -153,7 +153,7 @@ def _making(
             engine.decoding.speculation = Speculation(
                 options.num_draft_tokens, costs.verify, engine.drafter, costs.propose
             )
-    except BaseException:
+    except BaseException:  # a load that is given up ends here, too, by closing the generator
         engine.close()
         raise
     return engine

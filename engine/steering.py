@@ -7,7 +7,7 @@ nothing constrains have none. Owned by the engine thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
@@ -50,10 +50,17 @@ class Steering:
     """Follows one reply through its constraint.
 
     ``end`` tells that the reply cannot go on: the grammar is at its end, or has failed.
+    ``log_context`` is what the log line about a failure carries.
     """
 
-    def __init__(self, constraint: Constraint, vocab_size: int) -> None:
+    def __init__(
+        self,
+        constraint: Constraint,
+        vocab_size: int,
+        log_context: Mapping[str, str] | None = None,
+    ) -> None:
         self.end: End | None = None
+        self._log_context = log_context
         self._grammar = constraint.grammar
         self._barred = constraint.barred
         self._vocab_size = vocab_size
@@ -154,7 +161,8 @@ class Steering:
         known = -(-self._grammar.vocab_size // 32)
         self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask[:known].nbytes)
         if self.matcher.is_error() or not mask.any():
-            log.warning("a grammar failed: %s", self.matcher.get_error()[:500])
+            error = self.matcher.get_error()[:500]
+            log.warning("a grammar failed: %s", error, extra=self._log_context)
             self.end = "error"
             return None
         if thinking is not None and thinking.phase == "opening":

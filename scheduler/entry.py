@@ -52,8 +52,9 @@ class Entry:
         self.account = account
         self.tokens = array("i", request.prompt)
         self.boundaries = request.boundaries
-        constraint = request.constraint
-        steering = None if constraint is None else Steering(constraint, vocab_size)
+        steering = None
+        if request.constraint is not None:
+            steering = Steering(request.constraint, vocab_size, request.log_context)
         self.sampling = RowSampling(request.sampling, request.prompt, vocab_size, steering)
         self.row: Row | None = None
         self.hit = 0  # prompt tokens found in the cache when first admitted

@@ -73,7 +73,7 @@ def going_live(
             engine.adapters.register(name, Path(files.path), pinned=files.pinned)
         tokenizer = Tokenizer(started.loaded.tokenizer, system_boundary=engine.stateful)
         yield from going_public(config.name, started, tokenizer, service, progress)
-    except BaseException:
+    except BaseException:  # a load that is given up ends here, too, by closing the generator
         engine.close()
         raise
     scheduler = Scheduler(

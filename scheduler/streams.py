@@ -117,7 +117,7 @@ class Reservation:
         self._admission.submit(request.id)
         try:
             stream = self._queue.enqueue(request)
-        except BaseException:
+        except BaseException:  # whatever it is: what the tenant may have at once must come back
             self._admission.withdraw(request.id)
             raise
         self._left -= 1

@@ -11,9 +11,10 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -22,112 +23,54 @@ from server.bench_client import BenchError, Endpoint, open_session
 from server.bench_display import Display
 from server.bench_json import report
 from server.bench_load import Routes, find_model, find_routes, run_load
+from server.bench_options import AgentOptions, LoadOptions, ReportOptions, TargetOptions
 from server.bench_page import page
 from server.bench_report import group_table, total_table, turn_table
 from server.bench_results import Results
-from server.bench_scenario import Closed, Group, Scenario, changed, read_scenario, scenario_names
+from server.bench_scenario import Scenario, changed, read_scenario
 from server.bench_watch import Look, watch
+from server.options import with_options
 from server.settings_file import ConfigError
 
 INTERRUPTED = 130  # exit code, as shells use it for Ctrl-C
-OWN_LOAD = ("agents", "turns", "system_tokens", "user_tokens", "max_tokens", "private", "stagger")
 
 
+@with_options()
 def bench(
     context: typer.Context,
-    base: Annotated[str, typer.Option(help="Where the API is.")] = "http://127.0.0.1:8000/v1",
-    model: Annotated[
-        str, typer.Option(help="Model id; 'default' is the first one that the server lists.")
-    ] = "default",
-    scenario: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE.toml", help=f"A load as data: {', '.join(scenario_names())}."
-        ),
-    ] = "",
-    duration: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds after which no turn begins.")
-    ] = None,
-    agents: Annotated[int, typer.Option(min=1, help="Conversations held at once.")] = 16,
-    turns: Annotated[int, typer.Option(min=1, help="Questions per conversation.")] = 3,
-    system_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of the system prompt, roughly.")
-    ] = 4000,
-    user_tokens: Annotated[int, typer.Option(min=1, help="Length of a question, roughly.")] = 150,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply at most.")] = 48,
-    private: Annotated[
-        bool, typer.Option("--private", help="A system prompt of its own for each agent.")
-    ] = False,
-    stagger: Annotated[
-        float, typer.Option(min=0, help="Seconds between the starts of two agents.")
-    ] = 0.0,
-    seed: Annotated[
-        int | None, typer.Option(help="Another seed makes other text and other arrivals.")
-    ] = None,
-    key: Annotated[str, typer.Option(help="API key, where the server wants one.")] = "",
-    tenant_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TENANT=KEY", help="The key of a scenario's tenant; repeatable."),
-    ] = None,
-    metrics_key: Annotated[
-        str, typer.Option(help="The key for /metrics, where the server wants one.")
-    ] = "",
-    json_to: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="Write all numbers; - for stdout.")
-    ] = "",
-    html_to: Annotated[
-        str, typer.Option("--html", metavar="FILE", help="Write one page with plots.")
-    ] = "",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 900.0,
+    target: TargetOptions,
+    load: LoadOptions,
+    agents: AgentOptions,
+    report_to: ReportOptions,
 ) -> None:
     """Put a load on any endpoint: many agents with one system prompt, or a --scenario."""
-    if scenario:
-        _refuse(context, OWN_LOAD)
-        with _blaming("--scenario"):
-            load = read_scenario(scenario)
-    else:
-        load = agents_scenario(
-            agents, turns, system_tokens, user_tokens, max_tokens, private, stagger
-        )
-    with _blaming("--duration, --seed"):
-        load = changed(load, duration_s=duration, seed=seed)
-    for option, file in (("--json", json_to), ("--html", html_to)):
+    scenario = _scenario(context, load, agents)
+    for option, file in (("--json", report_to.json), ("--html", report_to.html)):
         _check_folder(option, file)
-    endpoint = Endpoint(base.rstrip("/"), model, key)
-    run = Run(endpoint, load, _tenant_keys(tenant_key or []), metrics_key, timeout)
+    endpoint = Endpoint(target.base.rstrip("/"), target.model, target.key)
+    keys = _tenant_keys(target.tenant_key or [])
+    run = Run(endpoint, scenario, keys, target.metrics_key, target.timeout)
     try:
         numbers = run.run()
     except BenchError as error:
         typer.echo(f"commons bench: {error}", err=True)
         raise typer.Exit(1) from error
-    _show(numbers, json_to)
-    _write(html_to, page(numbers) if html_to else "")
+    _show(numbers, report_to.json)
+    _write(report_to.html, page(numbers) if report_to.html else "")
     if failure := run.results.failure():
         typer.echo(f"commons bench: {failure}", err=True)
     if run.results.interrupted or run.results.failed:
         raise typer.Exit(INTERRUPTED if run.results.interrupted else 1)
 
 
-def agents_scenario(
-    agents: int,
-    turns: int,
-    system_tokens: int,
-    user_tokens: int,
-    max_tokens: int,
-    private: bool = False,
-    stagger: float = 0.0,
-) -> Scenario:
-    """Agents with one system prompt, or one each, and growing conversations."""
-    group = Group(
-        name="agent",
-        arrivals=Closed(agents, stagger),
-        turns=turns,
-        system_tokens=system_tokens,
-        system_prompts=0 if private else 1,
-        user_tokens=user_tokens,
-        max_tokens=max_tokens,
-    )
-    return Scenario(clients=(group,), about=f"{agents} agents with growing conversations.")
+def _scenario(context: typer.Context, load: LoadOptions, agents: AgentOptions) -> Scenario:
+    scenario = agents.as_scenario()
+    if load.scenario:
+        _refuse(context, [field.name for field in fields(agents)])
+        with _blaming("--scenario"):
+            scenario = read_scenario(load.scenario)
+    with _blaming("--duration, --seed"):
+        return changed(scenario, duration_s=load.duration, seed=load.seed)
 
 
 class Run:

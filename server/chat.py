@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.grammar import Grammar
-from engine.tokenizer import Message, Prompt, PromptError, Tokenizer
+from engine.tokenizer import Message, Prompt, Tokenizer
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .caller import caller_of
-from .constraints import compiled, constraint, wanted
+from .constraints import compiled, wanted
 from .dialect import Dialect, Frame
 from .errors import bad_request
 from .fields import (
@@ -32,7 +32,8 @@ from .fields import (
 )
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import chat_logprobs
-from .output import CallDelta, Delta, Output
+from .output import CallDelta, Delta
+from .replies import ChatReplies, chat_prompt
 from .stable import Stable
 from .template_options import template_options
 from .thinking_budget import thinking_budget
@@ -179,34 +180,29 @@ class _Plan:
         room: Room,
         stable: Stable,
     ) -> None:
-        info = model.info
         self._stable = stable
         self._tokenizer = model.tokenizer
         self._body = body
-        self._variant = variant
         self._room = room
         self._messages = message_dicts(body.messages)
         tools = tool_dicts(body.tools or [])
         choice = tool_choice(body.tool_choice, tools)
-        self._tools = choice.shown(tools) or None
-        self._options = template_options(body, body.messages[-1].role)
+        self._tools = choice.shown(tools)
         self._budget = thinking_budget(body, model.tokenizer)
-        self._stops = body.stops()
-        ends = info.eos_token_ids | model.tokenizer.end_ids
-        self._stop_ids = body.stop_ids(info.vocab_size, ends)
-        self._sampling = body.sampling(info.defaults, info.vocab_size, _top_logprobs(body))
-        if not self._tokenizer.has_chat_template:
-            raise bad_request("This model has no chat template; use /v1/completions.", "model")
+        self._options = template_options(body, body.messages[-1].role)
         one = body.parallel_tool_calls is False
         self.wanted = wanted(body.answer(), choice, tools, self._tokenizer, one=one)
+        logprobs = _top_logprobs(body)
+        self._replies = ChatReplies(
+            model, body, variant, self._tools, self.wanted, one_call=one, logprobs=logprobs
+        )
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
-        tools = self._stable.tools(self._tools) if self._tools else None
-        try:
-            return self._tokenizer.chat(self._messages, tools, self._options, domain)
-        except PromptError as error:
-            raise bad_request(str(error), "messages") from error
+        tools = self._stable.tools(self._tools)
+        return chat_prompt(
+            self._tokenizer, self._messages, tools, self._options, domain, "messages"
+        )
 
     def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
@@ -214,29 +210,7 @@ class _Plan:
         if body.max_completion_tokens is not None:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
         most = self._room.reply(len(prompt.tokens), wanted, param, "messages")
-        output = partial(self._output, prompt)
-        return Plan(
-            prompt,
-            most,
-            self._sampling,
-            self._stop_ids,
-            output,
-            self._variant,
-            self._budget,
-            constraint(grammar, self._tokenizer, prompt),
-        )
-
-    def _output(self, prompt: Prompt) -> Output:
-        return Output(
-            self._tokenizer.detokenizer(),
-            self._stops,
-            self._tokenizer,
-            thinking=prompt.thinking,
-            tools=self._tools or (),
-            one_call=self._body.parallel_tool_calls is False,
-            incremental=self._body.stream is True,
-            formed=self.wanted is not None,
-        )
+        return self._replies.plan(prompt, most, grammar, self._budget)
 
 
 # what comes in

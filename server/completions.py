@@ -18,7 +18,7 @@ from scheduler.live import LoadedModel
 
 from .body import Refused, read_json
 from .caller import caller_of
-from .constraints import compiled, constraint, wanted
+from .constraints import compiled, wanted
 from .dialect import Dialect, Frame
 from .errors import bad_request
 from .fields import (
@@ -31,7 +31,8 @@ from .fields import (
 )
 from .generation import Choice, Piece, Plan, Usage, reserve, submit
 from .logprobs import text_logprobs
-from .output import Delta, Output
+from .output import Delta
+from .replies import Replies
 from .tool_choice import ToolChoice
 
 DEFAULT_MAX_TOKENS = 16  # what OpenAI's text dialect gives where a request names none
@@ -92,13 +93,10 @@ class _Checked:
     def __init__(
         self, model: LoadedModel, body: CompletionRequest, variant: Variant, room: Room
     ) -> None:
-        info = self._info = model.info
+        self._info = model.info
         self._tokenizer = model.tokenizer
-        self._variant = variant
         self._body = body
         self._room = room
-        self._stops = body.stops()
-        self._stop_ids = body.stop_ids(info.vocab_size, info.eos_token_ids)
         logprobs = body.logprobs
         if logprobs is not None and not 0 <= logprobs <= MOST_TOP_LOGPROBS:
             raise bad_request(f"logprobs must be between 0 and {MOST_TOP_LOGPROBS}.", "logprobs")
@@ -114,9 +112,10 @@ class _Checked:
                 "suffix",
                 "unsupported",
             )
-        if body.suffix and self._tokenizer.infill is not None and not body.ignore_eos:
-            self._stop_ids |= frozenset(self._tokenizer.infill)
-        self._sampling = body.sampling(info.defaults, info.vocab_size, logprobs)
+        ends = model.info.eos_token_ids
+        if body.suffix:
+            ends |= frozenset(self._tokenizer.infill or ())
+        self._replies = Replies(model, body, variant, ends, logprobs)
         self.wanted = wanted(body.answer(), ToolChoice("none"), (), self._tokenizer)
 
     def prompt(self, text: str | list[int], domain: str) -> Prompt:
@@ -135,19 +134,7 @@ class _Checked:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         wanted = self._body.max_tokens
         most = self._room.reply(len(prompt.tokens), wanted, "max_tokens", "prompt")
-        output = partial(self._output, prompt)
-        return Plan(
-            prompt,
-            most,
-            self._sampling,
-            self._stop_ids,
-            output,
-            self._variant,
-            constraint=constraint(grammar, self._tokenizer, prompt),
-        )
-
-    def _output(self, prompt: Prompt) -> Output:
-        return Output(self._tokenizer.detokenizer(prompt.tokens), self._stops)
+        return self._replies.plan(prompt, most, grammar)
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

@@ -153,7 +153,7 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(made).replace(path)
-    except BaseException:
+    except BaseException:  # also an interrupt: nothing half-written may stay beside the keys
         Path(made).unlink()
         raise
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .request_log import request_id
 
@@ -22,13 +23,25 @@ def configure(level: str, file: Path | None = None, *, as_json: bool = False) ->
 
     The file is made anew where somebody renames it. Raises OSError.
     """
-    handler: logging.Handler = logging.StreamHandler()
+    handler: logging.Handler = _StderrHandler()
     if file is not None:
         handler = WatchedFileHandler(file, encoding="utf-8")
     handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
     handler.addFilter(_named)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("commons").setLevel(level.upper())
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the time: above a moving sign, not into its line."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass  # the base class sets it once
 
 
 def _named(record: logging.LogRecord) -> bool:

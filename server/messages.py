@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.grammar import Grammar
-from engine.tokenizer import Prompt, PromptError
+from engine.tokenizer import Prompt
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 
 from .body import read_json
 from .caller import caller_as
-from .constraints import compiled, constraint, wanted
+from .constraints import compiled, wanted
 from .dialect import Dialect, encode
 from .errors import ApiError, bad_request
 from .fields import Room
@@ -25,7 +25,7 @@ from .messages_fields import REFUSED, CountRequest, MessagesRequest
 from .messages_prompt import conversation, system_blocks
 from .messages_reply import Stop, content_of, usage_dict
 from .messages_stream import ANTHROPIC, MessageEvents, thinking_tokens
-from .output import Output
+from .replies import ChatReplies, chat_prompt
 from .stable import Stable
 
 
@@ -97,18 +97,13 @@ class _Asked:
         self.choice = body.choice(self.tools)
         self.shown = self.choice.shown(self.tools)
         self._options = body.template_options()
-        if not self._tokenizer.has_chat_template:
-            raise bad_request("This model has no chat template; use /v1/completions.", "model")
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
         system = self._stable.system(self._system)
-        tools = self._stable.tools(self.shown) or None
+        tools = self._stable.tools(self.shown)
         messages = conversation(system, self._body.messages)
-        try:
-            return self._tokenizer.chat(messages, tools, self._options, domain)
-        except PromptError as error:
-            raise bad_request(str(error), "messages") from error
+        return chat_prompt(self._tokenizer, messages, tools, self._options, domain, "messages")
 
 
 class _Reply:
@@ -117,33 +112,16 @@ class _Reply:
     def __init__(
         self, model: LoadedModel, body: MessagesRequest, variant: Variant, room: Room, asked: _Asked
     ) -> None:
-        info = model.info
-        self._tokenizer = model.tokenizer
         self._body = body
-        self._variant = variant
         self._room = room
-        self._tools = asked.shown
-        self._stops = body.stops()
-        ends = info.eos_token_ids | model.tokenizer.end_ids
-        self._stop_ids = body.stop_ids(info.vocab_size, ends)
-        self._sampling = body.sampling(info.defaults, info.vocab_size, None)
         one = body.one_call
-        self.wanted = wanted(body.answer(), asked.choice, asked.tools, self._tokenizer, one=one)
+        self.wanted = wanted(body.answer(), asked.choice, asked.tools, model.tokenizer, one=one)
+        self._replies = ChatReplies(model, body, variant, asked.shown, self.wanted, one_call=one)
 
     def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """The whole. Raises ApiError where the context does not last."""
         most = self._most(len(prompt.tokens))
-        output = partial(self._output, prompt)
-        return Plan(
-            prompt,
-            most,
-            self._sampling,
-            self._stop_ids,
-            output,
-            self._variant,
-            self._body.thoughts().budget,
-            constraint(grammar, self._tokenizer, prompt),
-        )
+        return self._replies.plan(prompt, most, grammar, self._body.thoughts().budget)
 
     def _most(self, prompt: int) -> int:
         try:
@@ -156,18 +134,6 @@ class _Reply:
             context = self._room.context if own is None else min(own, self._room.context)
             message = f"prompt is too long: {prompt} tokens > {context - 1} maximum"
             raise bad_request(message, error.param, error.code) from error
-
-    def _output(self, prompt: Prompt) -> Output:
-        return Output(
-            self._tokenizer.detokenizer(),
-            self._stops,
-            self._tokenizer,
-            thinking=prompt.thinking,
-            tools=self._tools,
-            one_call=self._body.one_call,
-            incremental=self._body.stream is True,
-            formed=self.wanted is not None,
-        )
 
 
 class _Frame:

@@ -222,26 +222,13 @@ def _message(item: Item, where: str) -> Item:
 
 
 def _input_message(role: str, texts: list[str], name: str | None) -> Item:
-    content = [{"type": "input_text", "text": text} for text in texts]
-    return {
-        "type": "message",
-        "id": name or new_id("msg"),
-        "status": "completed",
-        "role": role,
-        "content": content,
-    }
+    return _whole("message", name or new_id("msg"), role=role, content=_parts(texts))
 
 
 def assistant_message(name: str, text: str) -> Item:
     """A message of the model's."""
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    return {
-        "type": "message",
-        "id": name,
-        "status": "completed",
-        "role": "assistant",
-        "content": [part],
-    }
+    return _whole("message", name, role="assistant", content=[part])
 
 
 def _texts(content: str | list[Part], where: str) -> list[str]:
@@ -258,32 +245,17 @@ def _texts(content: str | list[Part], where: str) -> list[str]:
 
 def _call(item: Item, where: str) -> Item:
     call = convert(item, CallItem, where)
-    read: Item = {
-        "type": "function_call",
-        "id": call.id or new_id("fc"),
-        "status": "completed",
-        "call_id": call.call_id,
-        "name": call.name,
-        "arguments": call.arguments,
-    }
-    return _within_namespace(read, call.namespace)
+    return _called("function_call", call.id or new_id("fc"), call, arguments=call.arguments)
 
 
 def _custom_call(item: Item, where: str) -> Item:
     call = convert(item, CustomCallItem, where)
-    read: Item = {
-        "type": "custom_tool_call",
-        "id": call.id or new_id("ctc"),
-        "status": "completed",
-        "call_id": call.call_id,
-        "name": call.name,
-        "input": call.input,
-    }
-    return _within_namespace(read, call.namespace)
+    return _called("custom_tool_call", call.id or new_id("ctc"), call, input=call.input)
 
 
-def _within_namespace(read: Item, namespace: str | None) -> Item:
-    return read if namespace is None else read | {"namespace": namespace}
+def _called(kind: str, name: str, call: CallItem | CustomCallItem, **given: str) -> Item:
+    read = _whole(kind, name, call_id=call.call_id, name=call.name, **given)
+    return read if call.namespace is None else read | {"namespace": call.namespace}
 
 
 def _output(item: Item, where: str) -> Item:
@@ -292,16 +264,10 @@ def _output(item: Item, where: str) -> Item:
     if isinstance(output.output, str):
         content = output.output
     else:
-        texts = _texts(output.output, f"{where}.output")
-        content = [{"type": "input_text", "text": text} for text in texts]
+        content = _parts(_texts(output.output, f"{where}.output"))
     kind = item["type"]
-    return {
-        "type": kind,
-        "id": output.id or new_id("fco" if kind == "function_call_output" else "ctco"),
-        "status": "completed",
-        "call_id": output.call_id,
-        "output": content,
-    }
+    name = output.id or new_id("fco" if kind == "function_call_output" else "ctco")
+    return _whole(kind, name, call_id=output.call_id, output=content)
 
 
 def _reasoning(item: Item, where: str) -> Item:
@@ -315,13 +281,15 @@ def _reasoning(item: Item, where: str) -> Item:
 def reasoning(name: str, thought: str) -> Item:
     """A thought. What it amounts to is not summarised."""
     content = [{"type": "reasoning_text", "text": thought}] if thought else []
-    return {
-        "type": "reasoning",
-        "id": name,
-        "status": "completed",
-        "summary": [],
-        "content": content,
-    }
+    return _whole("reasoning", name, summary=[], content=content)
+
+
+def _whole(kind: str, name: str, /, **fields: Any) -> Item:
+    return {"type": kind, "id": name, "status": "completed", **fields}
+
+
+def _parts(texts: Sequence[str]) -> list[Item]:
+    return [{"type": "input_text", "text": text} for text in texts]
 
 
 READERS: dict[str, Callable[[Item, str], Item]] = {

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.grammar import Grammar
-from engine.tokenizer import Prompt, PromptError
+from engine.params import SamplingParams
+from engine.tokenizer import Prompt
 from engine.variant import Variant
 from scheduler.live import LoadedModel
 from scheduler.service import Service
@@ -18,12 +19,12 @@ from .auth import tenant_of
 from .body import read_json
 from .caller import Caller, caller_of
 from .clients import ClientGone, while_connected
-from .constraints import compiled, constraint, wanted
+from .constraints import compiled, wanted
 from .dialect import Dialect, encode
 from .errors import ApiError, bad_request
 from .fields import Room
 from .generation import Plan, TextThreads, reserve, submit
-from .output import Output
+from .replies import ChatReplies, chat_prompt
 from .request_log import CLIENT_CLOSED
 from .response_fields import REFUSED, ResponseRequest
 from .response_input import Item, read_items
@@ -149,67 +150,37 @@ class _Plan:
         room: Room,
         stable: Stable,
     ) -> None:
-        info = model.info
         self._stable = stable
         self._tokenizer = model.tokenizer
         self._body = body
-        self._asked = asked
-        self._variant = variant
+        self._tools = asked.tools.offered
         self._room = room
         self._messages = template_messages(asked.items, asked.tools, body.instructions)
-        self._options = template_options(body, self._messages[-1]["role"])
         self._budget = thinking_budget(body, model.tokenizer)
-        self._stops = body.stops()
-        ends = info.eos_token_ids | model.tokenizer.end_ids
-        self._stop_ids = body.stop_ids(info.vocab_size, ends)
-        self.sampling = body.sampling(info.defaults, info.vocab_size, body.logprobs)
-        if not self._tokenizer.has_chat_template:
-            raise bad_request("This model has no chat template; use /v1/completions.", "model")
+        self._options = template_options(body, self._messages[-1]["role"])
         tools, one = asked.tools, body.parallel_tool_calls is False
         self.wanted = wanted(
-            body.answer(),
-            tools.choice,
-            tools.all,
-            self._tokenizer,
-            one=one,
-            formats=tools.formats,
+            body.answer(), tools.choice, tools.all, self._tokenizer, one=one, formats=tools.formats
         )
+        self._replies = ChatReplies(
+            model, body, variant, self._tools, self.wanted, one_call=one, logprobs=body.logprobs
+        )
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How tokens are chosen."""
+        return self._replies.sampling
 
     def prompt(self, domain: str) -> Prompt:
         """Renders and tokenises, in a trust domain. Raises ApiError."""
-        tools = self._stable.tools(self._asked.tools.offered) or None
-        try:
-            return self._tokenizer.chat(self._messages, tools, self._options, domain)
-        except PromptError as error:
-            raise bad_request(str(error), "input") from error
+        tools = self._stable.tools(self._tools)
+        return chat_prompt(self._tokenizer, self._messages, tools, self._options, domain, "input")
 
     def plan(self, prompt: Prompt, grammar: Grammar | None) -> Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         wanted = self._body.max_output_tokens
         most = self._room.reply(len(prompt.tokens), wanted, "max_output_tokens", "input")
-        output = partial(self._output, prompt)
-        return Plan(
-            prompt,
-            most,
-            self.sampling,
-            self._stop_ids,
-            output,
-            self._variant,
-            self._budget,
-            constraint(grammar, self._tokenizer, prompt),
-        )
-
-    def _output(self, prompt: Prompt) -> Output:
-        return Output(
-            self._tokenizer.detokenizer(),
-            self._stops,
-            self._tokenizer,
-            thinking=prompt.thinking,
-            tools=self._asked.tools.offered,
-            one_call=self._body.parallel_tool_calls is False,
-            incremental=self._body.stream is True,
-            formed=self.wanted is not None,
-        )
+        return self._replies.plan(prompt, most, grammar, self._budget)
 
 
 async def _whole(request: Request, reply: Reply) -> Response:

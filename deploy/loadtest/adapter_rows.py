@@ -7,11 +7,9 @@ adapters of mixed ranks exceeds that of their own weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
-import tempfile
 import time
 from array import array
 from collections.abc import Sequence
@@ -118,12 +116,8 @@ def memory(engine: Engine, adapters: Sequence[tuple[Path, int]]) -> float:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description="time decode batches of rows with adapters")
-    parser.add_argument("model", type=Path, nargs="?")
-    chosen = parser.parse_args().model
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        numbers = measure(chosen or random_model.make(scratch / "random-qwen3"), scratch)
+    with random_model.chosen("time decode batches of rows with adapters") as (model, scratch):
+        numbers = measure(model, scratch)
     print(json.dumps({name: round(value, 3) for name, value in numbers.items()}))
 
 

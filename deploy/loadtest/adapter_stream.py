@@ -6,11 +6,9 @@ adapter with the request, and drains and reloads its model to change it. Prints 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -65,12 +63,7 @@ async def put(kind: str, running: Running, folder: Path, names: list[str]) -> di
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description="one stream of adapter requests on two servers")
-    parser.add_argument("model", type=Path, nargs="?")
-    chosen = parser.parse_args().model
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        model = chosen or random_model.make(scratch / "random-qwen3")
+    with random_model.chosen("one stream of adapter requests on two servers") as (model, scratch):
         network, _ = load_model(str(model))[:2]
         for i in range(ADAPTERS):
             write_adapter(network, scratch / f"a{i}", RANK, i)

@@ -6,11 +6,9 @@ and what the masks of a step take by themselves.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
-import tempfile
 import time
 from array import array
 from pathlib import Path
@@ -103,11 +101,8 @@ def measure(model: Path) -> dict[str, float]:
 
 def main() -> None:
     """Prints the numbers as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", type=Path, help="default: one with random weights")
-    given = parser.parse_args().model
-    with tempfile.TemporaryDirectory() as scratch:
-        model = given or random_model.make(Path(scratch) / "model", hidden=512, layers=8, heads=8)
+    about = "time decode batches of rows with grammars"
+    with random_model.chosen(about, hidden=512, layers=8, heads=8) as (model, _):
         print(json.dumps({k: round(v, 4) for k, v in measure(model).items()}, indent=2))
 
 

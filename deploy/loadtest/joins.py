@@ -8,14 +8,11 @@ the others' KV.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
-import tempfile
 import time
 from array import array
-from pathlib import Path
 
 from deploy.loadtest import random_model
 from engine.engine import Engine
@@ -65,11 +62,7 @@ def change_seconds(loaded: Loaded, rows: int, length: int) -> float:
 
 def main() -> None:
     """Measures and prints one JSON object."""
-    parser = argparse.ArgumentParser(description="time the coming and going of rows")
-    parser.add_argument("model", type=Path, nargs="?")
-    chosen = parser.parse_args().model
-    with tempfile.TemporaryDirectory() as scratch:
-        model = chosen or random_model.make(Path(scratch) / "random-qwen3")
+    with random_model.chosen("time the coming and going of rows") as (model, _):
         loaded = load(
             str(model),
             dtype=None,

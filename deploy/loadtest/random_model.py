@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -74,6 +77,17 @@ def make(
         },
     )
     return out
+
+
+@contextmanager
+def chosen(about: str, **shape: int) -> Iterator[tuple[Path, Path]]:
+    """The model that the command line names, by default a random one, and a scratch folder."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("model", nargs="?", type=Path, help="default: one with random weights")
+    named = parser.parse_args().model
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        yield named or make(scratch / "random-qwen3", **shape), scratch
 
 
 def _train_tokenizer() -> Tokenizer:

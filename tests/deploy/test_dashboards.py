@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana.build import FOLDER, rendered
 from deploy.grafana.panels import COLUMNS
@@ -77,6 +82,27 @@ def test_queries_use_the_variables_of_their_page(page: Any) -> None:
         for target in panel["targets"]:
             used |= {*VARIABLE.findall(target["expr"])}
     assert used - BUILT_IN.keys() == variables(page) - {"datasource"}
+
+
+def missing(given: Any, read: Any, at: str) -> Iterator[str]:
+    """What of ``given`` did not come through, by its place."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            yield from missing(value, read.get(key), f"{at}.{key}")
+    elif isinstance(given, list):
+        assert len(given) == len(read), at
+        for i, value in enumerate(given):
+            yield from missing(value, read[i], f"{at}[{i}]")
+    elif given != read:
+        yield at
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
+def test_grafanas_own_types_know_every_field(page: Any) -> None:
+    register_default_plugins()
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(page)))
+    # Grafana itself writes "definition", to show it in the list of variables.
+    assert [at for at in missing(page, read, "page") if not at.endswith(".definition")] == []
 
 
 def test_the_cache_page_has_a_matrix_of_lenders_and_borrowers() -> None:

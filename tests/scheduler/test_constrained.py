@@ -7,8 +7,10 @@ import random
 from dataclasses import replace
 
 import pytest
+from llguidance import LLMatcher
 
 from engine.engine import Engine
+from engine.grammar import Grammar
 from engine.params import SamplingParams
 from engine.steering import Constraint
 from engine.thoughts import Thoughts
@@ -112,3 +114,22 @@ def test_each_as_if_alone(tokenizer: Tokenizer, seed: int) -> None:
         cold = Engine(loaded("qwen3"), kv_memory=1 << 34)
         alone = run(Scheduler(cold), [replace(request, variant=BASE)])
         assert found[request.id] == alone[request.id], request
+
+
+def test_the_line_about_a_failed_grammar_has_the_requests_name(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = Grammar.matcher
+
+    def failing(grammar: Grammar) -> LLMatcher:
+        matcher = make(grammar)
+        matcher.consume_token(1)  # which the grammar does not know
+        return matcher
+
+    monkeypatch.setattr(Grammar, "matcher", failing)
+    constraint = Constraint(tokenizer.grammars.compile('start: "good"'))
+    request = Request("r", (5, 6), 20, constraint=constraint, origin="req-of-a-client")
+    found = run(Scheduler(Engine(loaded("qwen3"), kv_memory=1 << 34)), [request])
+    assert found["r"][1] == "error"
+    (line,) = [record for record in caplog.records if "grammar failed" in record.message]
+    assert vars(line)["request_id"] == "req-of-a-client"

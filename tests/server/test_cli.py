@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from engine import embedded
-from scheduler.info import ModelConfig
+from scheduler.info import ModelConfig, ServiceConfig
 from server import cli, process
 from server.access import Grants
 from server.config import ServerConfig
 from server.keys import digest_of
+from server.serve_options import EndpointOptions, LimitOptions, LogOptions, ModelOptions
 
 from .process import commons
 
@@ -92,6 +94,17 @@ def test_defaults_serve_the_embedded_model(started: list[ServerConfig]) -> None:
     assert config.service.kv_memory is None
     assert config.service.prefix_cache
     assert (config.default_max_tokens, config.service.stall_target_ms) == (4096, 100.0)
+
+
+def test_options_and_what_they_make_have_the_same_names_and_defaults() -> None:
+    groups = (ModelOptions, EndpointOptions, LimitOptions, LogOptions)
+    options = {f.name: f.default for group in groups for f in fields(group)}
+    made = {f.name: f.default for kind in (ServiceConfig, ServerConfig) for f in fields(kind)}
+    assert options.keys() - made.keys() == {"adapter", "api_key"}
+    needed = {name for name, default in made.items() if default is MISSING}
+    assert {n: d for n, d in options.items() if n in made and n not in needed} == {
+        n: d for n, d in made.items() if n in options and n not in needed
+    }
 
 
 def test_line_over_environment_over_file(started: list[ServerConfig], tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from server.bench import agents_scenario, bench
+from server.bench import bench
 from server.bench_client import BenchError, Endpoint, Reply, open_session, stream_reply
+from server.bench_options import AgentOptions
 from server.bench_prompts import question, system_prompt
 from server.bench_report import seconds
 from server.bench_results import Results, Spread
@@ -223,7 +224,7 @@ def test_text_follows_from_its_seed() -> None:
     assert make_text("another", 6000)[:200] != text[:200]
     assert text.isascii() and "def " in text and "return " in text
     assert len(set(text.split())) > 300
-    load = agents_scenario(2, 2, 100, 50, 8)
+    load = AgentOptions(2, 2, 100, 50, 8).as_scenario()
     (group,) = load.clients
     assert system_prompt(load, group, 0) == system_prompt(load, group, 1)
     assert len(system_prompt(load, group, 0)) == 300

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.loadtest import compare, peers
 from engine import embedded
-from server.bench import agents_scenario
+from server.bench_options import AgentOptions
 from server.bench_scenario import changed
 from tests.server.process import ROOT
 
@@ -35,7 +35,9 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(monkeypatch, tmp_pa
     monkeypatch.setitem(peers.PEERS, "uninstallable", peers.Peer("nothing", broken))
     there("unstartable", tmp_path)
     (tmp_path / "uninstallable").write_text("in the way of a folder")
-    scenario = changed(agents_scenario(2, 2, 60, 20, 4), name="small", about="Two agents.")
+    scenario = changed(
+        AgentOptions(2, 2, 60, 20, 4).as_scenario(), name="small", about="Two agents."
+    )
     servers = ["commons", "unstartable", "uninstallable"]
     results = compare.compare(scenario, servers, embedded.path(), tmp_path, tmp_path)
 
@@ -53,7 +55,7 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(monkeypatch, tmp_pa
 
 
 def test_a_server_that_does_not_tell_what_it_reuses_is_shown_so() -> None:
-    scenario = agents_scenario(1, 1, 10, 10, 1)
+    scenario = AgentOptions(1, 1, 10, 10, 1).as_scenario()
     spread = {"p50": 1.0, "p95": None, "max": 2.0}
     numbers: dict[str, Any] = {
         "requests": 3, "errors": 0, "wall_s": 1.0, "ttft_s": spread, "itl_s": spread,
