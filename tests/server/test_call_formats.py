@@ -111,6 +111,15 @@ LONG_CALLS = {
         "</atem:invoke>\n"
     ),
 }
+
+
+def test_a_number_that_is_none_makes_no_call() -> None:
+    start, end = tokenizer("qwen3_coder").tool_call or ("", "")
+    text = "\n<function=look>\n<parameter=x>\n1e999\n</parameter>\n</function>\n"
+    delta, _ = parsed("qwen3_coder", [start, text, end], incremental=False)
+    assert (delta.text, delta.calls) == (text, ())
+
+
 # Of malformed calls; each takes its parser a time that grows with its square, at least.
 SLOW = {
     "glm47": "<arg_key>a</arg_key>",
