@@ -67,6 +67,8 @@ class Matcher:
             if state not in deaf:
                 leads.extend((stop, f"{STOPPED}{i}") for i, stop in enumerate(stops))
         whole = {**edges, **ends}.items()
+        strings = [string for leads in edges.values() for string, _ in leads]
+        self._most_held = max(map(len, strings), default=1) - 1
         machine = _machine(tuple((state, tuple(leads)) for state, leads in whole))
         self._runtime = machine.make_state(first)
 
@@ -77,8 +79,12 @@ class Matcher:
 
     def split(self, text: str) -> list[tuple[str, str]]:
         """State and text of all that is decided; an end is a state of its own."""
-        self._runtime, pieces = TextStateMachine.split(self._runtime, text)
-        return list(pieces)
+        runtime, pieces = TextStateMachine.split(self._runtime, text)
+        state, node, states, held = runtime
+        # It holds all back from where a match first began, also where that has failed since.
+        rest = max(0, len(held) - self._most_held)
+        self._runtime = (state, node, states, held[rest:])
+        return [*pieces[:-1], (state, pieces[-1][1] + held[:rest])]
 
     def flush(self) -> str:
         """What was held back."""

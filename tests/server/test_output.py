@@ -147,6 +147,13 @@ def test_text_is_not_held_back_without_need() -> None:
     assert output.ended == "stop"
 
 
+def test_text_that_begins_a_stop_again_and_again_comes_nevertheless() -> None:
+    output = Output(Pieces("a" * 99 + "b"), ["aaab"])  # type: ignore[arg-type]
+    texts = [output.add(i).text for i in range(100)]
+    assert texts == [""] * 3 + ["a"] * 96 + [""]
+    assert output.stop == "aaab"
+
+
 def test_nothing_comes_after_the_end() -> None:
     output = Output(Pieces(["ab", "c"], last="d"), ["b"])  # type: ignore[arg-type]
     assert [output.add(0), output.add(1), output.finish()] == [Delta("a"), Delta(), Delta()]
