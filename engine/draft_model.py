@@ -1,24 +1,13 @@
-"""Which drafts a model can have, and the loading of a draft model. Engine thread only."""
+"""What drafts a model can have, and the loading of a draft model. Engine thread only."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from .loader import Loaded, LoadError, Opened, Progress, filling, opening
 from .network import is_stateful
 from .pieces import Pieces, finish
 from .selfcheck import checking
-from .variant import NGRAM
-
-
-class Drafts(NamedTuple):
-    """The drafts that requests may name, the first one by default.
-
-    ``off`` says why there are none, where some were asked for.
-    """
-
-    names: tuple[str, ...] = ()
-    off: str | None = None
 
 
 def why_not(attention: str, stateful: bool) -> str | None:
@@ -60,13 +49,6 @@ def fitting(opened: Opened, target: Loaded, progress: Progress) -> Pieces[Loaded
             "its proposals will be poor"
         )
     return draft
-
-
-def offered(model: str | None, name: str | None) -> tuple[str, ...]:
-    """The names under which requests choose a draft, where ``model`` was asked for."""
-    if model is None:
-        return ()
-    return (NGRAM,) if model == NGRAM or name is None else (name, NGRAM)
 
 
 def _different_tokens(target: Loaded, draft: Loaded) -> str | None:

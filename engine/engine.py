@@ -31,6 +31,7 @@ from .drafting import Drafting
 from .kv_memory import KvMemory
 from .loader import Loaded
 from .network import Attention, Network
+from .options import ADAPTER_SLOTS
 from .plans import PrefillPlan, Span
 from .rows import Row, Tail
 from .sampling import RowSampling
@@ -40,7 +41,6 @@ from .states import Snapshot, arrays, compact, duplicate, nbytes, take_snapshot
 from .variant import BASE, NGRAM, Variant
 
 MOST_CHUNK = 1024  # tokens of one prefill pass; bounds the scores that attention holds at once
-ADAPTER_SLOTS = 64  # adapters in memory at once
 FORK = 32  # tokens; from here on it pays to learn where prompts of a stateful model fork
 
 

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from . import device, embedded
 from .calibration import calibrating
 from .draft_costs import measuring
-from .draft_model import Drafts, fitting, offered, why_not
-from .engine import ADAPTER_SLOTS, Engine
+from .draft_model import fitting, why_not
+from .engine import Engine
 from .loader import Loaded, LoadError, Opened, Progress, filling, opening
 from .model_memory import ModelMemory
 from .network import Attention, is_stateful
+from .options import Drafts, EngineOptions, offered
 from .pieces import Pieces, Weights, finish
 from .selfcheck import checking
 from .speculation import Speculation
 from .variant import NGRAM
 from .weights import nbytes
-
-NUM_DRAFT_TOKENS = 4  # proposed for a row at once, at most
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What to load and how; ``kv_memory`` in bytes, None: what the device recommends.
-
-    ``draft_model`` is a directory or repository, "ngram" for prompt lookup, or None.
-    """
-
-    model: str
-    kv_memory: int | None = None
-    prefix_cache: bool = True
-    dtype: str | None = None
-    trust_remote_code: bool = False
-    max_context: int | None = None
-    adapter_slots: int = ADAPTER_SLOTS
-    draft_model: str | None = None
-    draft_name: str | None = None
-    num_draft_tokens: int = NUM_DRAFT_TOKENS
 
 
 class Started(NamedTuple):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from engine.draft_model import Drafts, offered
-from engine.engine import ADAPTER_SLOTS
+from engine.options import ADAPTER_SLOTS, NUM_DRAFT_TOKENS, Drafts, offered
 from engine.params import SamplingParams
-from engine.start import NUM_DRAFT_TOKENS
 
 from .tenant import DEFAULT, Tenant
 

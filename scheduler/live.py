@@ -10,8 +10,9 @@ from typing import NamedTuple
 from engine.engine import Engine
 from engine.generation_config import sampling_defaults
 from engine.model_memory import ModelMemory
+from engine.options import EngineOptions
 from engine.pieces import Pieces
-from engine.start import EngineOptions, Started, starting
+from engine.start import Started, starting
 from engine.tokenizer import Tokenizer
 
 from .info import ModelConfig, ModelInfo, ServiceConfig

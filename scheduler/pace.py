@@ -20,6 +20,7 @@ class PrefillPace:
         self._scale = np.array([1.0, 256.0, 256.0 * 4096.0])
         self._gram = np.eye(3) * 1e-4
         self._moment = np.array([0.0, 0.02, 0.005]) * 1e-4
+        self._weights = self._fitted()
         self._tried = 0
 
     def record(self, tokens: int, context: int, seconds: float) -> None:
@@ -27,11 +28,12 @@ class PrefillPace:
         x = self._features(tokens, context)
         self._gram = FORGET * self._gram + np.outer(x, x)
         self._moment = FORGET * self._moment + x * seconds
+        self._weights = self._fitted()
         self._tried = max(self._tried, tokens)
 
     def seconds(self, tokens: int, context: int) -> float:
         """Predicted time of a chunk."""
-        return float(self._features(tokens, context) @ self._weights())
+        return float(self._features(tokens, context) @ self._weights)
 
     def tokens(self, seconds: float, context: int, *, least: int, most: int) -> int:
         """The largest chunk predicted to take at most ``seconds``, within [least, most].
@@ -52,7 +54,7 @@ class PrefillPace:
         features: npt.NDArray[np.float64] = np.array([1.0, float(tokens), work]) / self._scale
         return features
 
-    def _weights(self) -> npt.NDArray[np.float64]:
+    def _fitted(self) -> npt.NDArray[np.float64]:
         ridge = np.eye(3) * 1e-9
         weights = np.linalg.solve(self._gram + ridge, self._moment)
         return np.asarray(weights, dtype=np.float64).clip(0.0, None)

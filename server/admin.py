@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from scheduler.served import Served
 from scheduler.service import Service
 from scheduler.streams import EngineDead, ModelFailed, UnknownAdapter, UnknownModel
 
+from .adapter_name import check_name
 from .body import read_json
 from .dialect import encode
 from .errors import ApiError, bad_request
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class NewAdapter(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,15 +37,6 @@ class Change(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be changed of a loaded one."""
 
     pinned: bool
-
-
-def check_name(name: str) -> str:
-    """``name``, if it can be a part of a model id. Raises ValueError."""
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            f"{name[:80]!r} is no name for an adapter: up to 64 letters, digits, '.', '_' and '-'"
-        )
-    return name
 
 
 def unavailable(error: ModelFailed | EngineDead) -> ApiError:

@@ -48,8 +48,8 @@ def serve(
 
 def _run(config: ServerConfig) -> NoReturn:
     """Serves to the end of the process."""
+    from server.launch import run
     from server.logs import configure
-    from server.process import run
 
     try:
         configure(config.log_level, config.log_file, as_json=config.log_json)

@@ -12,7 +12,7 @@ from engine import embedded
 from scheduler.info import ServiceConfig
 
 from .access import Grants
-from .admin import check_name
+from .adapter_name import check_name
 from .auth import is_loopback
 from .keys import digest_of
 from .settings_file import ConfigError

@@ -14,6 +14,7 @@ from typing import Any
 from .config import ServerConfig, check_grants
 from .finding import Finding, Named, ok, problem, warning
 from .keys import keys_path
+from .launch import bind
 from .serve_command import configured
 from .settings_file import ConfigError, read_file
 
@@ -121,8 +122,6 @@ def _is_path(text: str) -> bool:
 
 def port(host: str, number: int) -> Finding:
     """Whether a server could listen there, or one does."""
-    from .process import bind
-
     where = f"{host}:{number}"
     try:
         bind(host, number).close()

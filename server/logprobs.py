@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def text_logprobs(
         text = tokenizer.token_text(token.token)
         texts.append(text)
         values.append(max(token.logprob.logprob, LEAST))
-        tops.append({tokenizer.token_text(t): max(lp, LEAST) for t, lp in token.logprob.top})
+        tops.append(_by_text(tokenizer, token.logprob.top))
         offsets.append(offset)
         offset += len(text)
     shape = {
@@ -52,3 +52,12 @@ def text_logprobs(
         "text_offset": offsets,
     }
     return shape, offset
+
+
+def _by_text(tokenizer: Tokenizer, top: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """Where two tokens have one text, the likelier one stands for both."""
+    best: dict[str, float] = {}
+    for token, logprob in top:
+        text = tokenizer.token_text(token)
+        best[text] = max(best.get(text, LEAST), logprob)
+    return best

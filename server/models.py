@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.draft_model import Drafts
+from engine.options import Drafts
 from scheduler.info import AdapterInfo
 from scheduler.served import Served
 from scheduler.service import Service

@@ -1,4 +1,4 @@
-"""The life of the server process: bind, load, serve, drain, and the code it ends with."""
+"""The life of the server process: load, serve, drain, and the code it ends with."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from scheduler.service import LoadFailed, Service
 
 from .access import Access
 from .app import create_app
-from .config import ServerConfig, check_grants
+from .config import ServerConfig
+from .launch import BACKLOG
 from .reload import Reloader, warn_of_keys
-from .settings_file import ConfigError
 from .startup import Startup
 from .tracing import otlp
 from .usage_store import UsageStore
@@ -31,7 +31,6 @@ from .vllm_metrics import VllmNames
 
 logger = logging.getLogger("commons.server")
 
-BACKLOG = 2048
 KEEP_ALIVE = 75  # seconds; longer than the connection pools of the usual clients keep theirs
 USAGE_EVERY = 5.0  # seconds; the usage of at most so long is lost in a crash
 LAST_TRACES = 2.0  # seconds that a collector may take for them at the end
@@ -46,29 +45,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(config: ServerConfig) -> int:
-    """Serves until a signal or a failure; the exit code."""
-    startup = Startup(logged=config.log_json or config.log_file is not None)
-    try:
-        check_grants(config)
-    except ConfigError as error:
-        startup.failed(str(error))
-        return 1
-    if config.allow_unauthenticated and not config.grants.closed:
-        startup.note(f"no keys: anybody who can reach {config.host} is served")
-    if config.log_prompts:
-        startup.note("the log has what clients send, prompts included (--log-prompts)")
-    try:
-        listener = bind(config.host, config.port)
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        startup.failed(
-            f"cannot listen on {config.host}:{config.port}: {why}; choose another --host or --port"
-        )
-        return 1
+def serve(config: ServerConfig, startup: Startup, listener: socket.socket) -> int:
+    """Serves at ``listener`` until a signal or a failure; the exit code."""
     _raise_open_files()
-    with listener:
-        return uvloop.run(_Process(config, startup, listener).run())
+    return uvloop.run(_Process(config, startup, listener).run())
 
 
 def _raise_open_files() -> None:
@@ -202,20 +182,3 @@ class _Process:
     def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, taken before anything slow is done. Raises OSError."""
-    family, kind, proto, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)  # two processes may bind one port; only one may listen
-        listener.set_inheritable(True)
-    except OSError:
-        listener.close()
-        raise
-    return listener

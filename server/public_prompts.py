@@ -9,10 +9,8 @@ import msgspec
 
 from scheduler.info import PublicPrompt, ServiceConfig
 
-from .chat import ChatMessage, Tool, message_dicts, tool_dicts
 from .errors import ApiError
 from .settings_file import ConfigError, plain_keys
-from .stable import canonical_tool
 from .tenants import Offer
 from .toml_lines import Place
 
@@ -64,6 +62,9 @@ def _prompt(
 
 def _messages(value: object, place: Place) -> tuple[dict[str, Any], ...]:
     """The messages as templates get them from a chat with the same ones."""
+    # Imported here, as below: files without public prompts are read without what chats need.
+    from .chat import ChatMessage, message_dicts
+
     try:
         return tuple(message_dicts(msgspec.convert(value, list[ChatMessage])))
     except (msgspec.ValidationError, ApiError) as error:
@@ -72,6 +73,9 @@ def _messages(value: object, place: Place) -> tuple[dict[str, Any], ...]:
 
 def _tools(value: object, place: Place, main: ServiceConfig) -> tuple[dict[str, Any], ...]:
     """The tools, normalised as those of requests are: else no request would begin with them."""
+    from .chat import Tool, tool_dicts
+    from .stable import canonical_tool
+
     try:
         tools = tool_dicts(msgspec.convert(value, list[Tool]))
     except (msgspec.ValidationError, ApiError) as error:

@@ -6,12 +6,14 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from scheduler.served import Served
+if TYPE_CHECKING:
+    from scheduler.served import Served
 
 logger = logging.getLogger("commons.server")
 

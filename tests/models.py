@@ -36,7 +36,7 @@ TEMPLATE = (
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -51,10 +51,14 @@ COMMON: dict[str, Any] = {
     "pad_token_id": 0,
     "torch_dtype": "float32",
 }
+# Where layers of two kinds alternate there is one more, so that no layer's number is its place
+# among those of its kind, and one kind has two of them.
+MIXED = {"num_hidden_layers": 3}
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
     "gemma3": {
+        **MIXED,
         "model_type": "gemma3_text",
         "architectures": ["Gemma3ForCausalLM"],
         "query_pre_attn_scalar": 16,
@@ -62,11 +66,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 2,
     },
     "gpt_oss": {
+        **MIXED,
         "model_type": "gpt_oss",
         "architectures": ["GptOssForCausalLM"],
         "intermediate_size": 64,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "sliding_window": WINDOW,
         "rope_scaling": {
             "rope_type": "yarn",
@@ -75,6 +81,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "qwen3_next": {
+        **MIXED,
         "model_type": "qwen3_next",
         "architectures": ["Qwen3NextForCausalLM"],
         "full_attention_interval": 2,
@@ -104,7 +111,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_routed_experts": 4,
         "n_shared_experts": 1,
         "num_experts_per_tok": 2,
-        "first_k_dense_replace": 2,
+        "first_k_dense_replace": 1,
         "moe_intermediate_size": 64,
     },
 }

@@ -12,9 +12,10 @@ from scheduler.events import Finished, Token
 from scheduler.request import Request
 from scheduler.scheduler import Scheduler
 
-from .conversations import FAMILIES, Recorder, run, some_adapters
+from .conversations import FAMILIES, run, some_adapters
 from .models import loaded, model_dir
 from .oracle import Oracle, compare
+from .recorder import Recorder
 from .tenants import MIX
 
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +71,11 @@ def test_only_the_lower_packages_compute():
     for package in ("scheduler", "server"):
         for path in sources(package):
             assert "mlx" not in imported(path), path
+
+
+def test_a_start_is_refused_before_the_engine_is_imported():
+    """What reads options, settings and keys comes without mlx-lm, which takes seconds."""
+    modules = ", ".join(f"server.{n}" for n in ("cli", "serve_config", "launch"))
+    code = f"import sys, {modules}; print(*{{'mlx_lm', 'transformers'}} & {{*sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout.strip(), found.stderr) == ("", "")

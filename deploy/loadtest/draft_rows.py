@@ -22,11 +22,12 @@ from engine import embedded
 from engine.drafting import Curve
 from engine.embedded import corpus
 from engine.engine import Engine
+from engine.options import NUM_DRAFT_TOKENS, EngineOptions
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.speculation import Speculation
-from engine.start import NUM_DRAFT_TOKENS, EngineOptions, Started, start_engine
+from engine.start import Started, start_engine
 from engine.variant import NGRAM, Variant
 
 BATCHES = (1, 4, 16)

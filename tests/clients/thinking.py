@@ -75,8 +75,9 @@ def thinking_dir(family: str) -> Path:
     """The family's model in a directory that lives as long as the process."""
     parent = Path(tempfile.mkdtemp(prefix="commons-thinking-"))
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
-    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
-    path = make(family, parent / f"thinking-{family}", num_hidden_layers=2, **sizes)
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}  # the prompts are long
+    path = make(family, parent / f"thinking-{family}", **sizes, **heads)
     shutil.copy(embedded.path() / "tokenizer.json", path / "tokenizer.json")
     settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["chat_template"] = TEMPLATE.lstrip("\n")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import queue
 import re
 import shutil
-import subprocess
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.server.process import PATIENCE, ROOT
+from tests.server.process import PATIENCE, ROOT, Program
 
 DEPLOY = ROOT / "deploy"
 BINARIES = {name: shutil.which(name) for name in ("prometheus", "promtool")}
@@ -38,37 +35,21 @@ def write_config(folder: Path, target: str, key: Path) -> Path:
     return path
 
 
-class Prometheus:
+class Prometheus(Program):
     """``prometheus`` on a free port; use it as a context manager."""
 
     def __init__(self, config: Path) -> None:
-        self.process = subprocess.Popen(
+        super().__init__(
             [
                 str(BINARIES["prometheus"]),
                 f"--config.file={config}",
                 f"--storage.tsdb.path={config.parent / 'data'}",
                 "--web.listen-address=127.0.0.1:0",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            ]
         )
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        address = self._until(LISTENS)[1]
-        self._until(READY)
+        address = self.until(LISTENS)[1]
+        self.until(READY)
         self._http = httpx.Client(base_url=f"http://{address}/api/v1", timeout=PATIENCE)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.put(line)
-
-    def _until(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        while True:
-            if found := pattern.search(self._lines.get(timeout=PATIENCE)):
-                return found
 
     def _get(self, path: str, **params: str) -> Any:
         answer = self._http.get(path, params=params)
@@ -84,18 +65,11 @@ class Prometheus:
         found = (float(s["value"][1]) for s in self._get("/query", query=expr)["result"])
         return [value for value in found if math.isfinite(value)]
 
-    def __enter__(self) -> Prometheus:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
         self._http.close()
+        super().__exit__(kind, error, trace)

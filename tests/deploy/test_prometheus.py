@@ -14,9 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from server.keys import MODE, digest_of, keys_path
 from tests.models import model_dir
-from tests.server.access import bearer
+from tests.server.access import bearer, write_keys
 from tests.server.limited import as_tenant
 from tests.server.process import PATIENCE, ROOT, Server
 from tests.server.support import MODEL, idle, ids, poll
@@ -56,11 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         f'model = "{path}"\nkv-memory = "4MB"\nmetrics-compat = "vllm"\n'
         "[tenants.a]\nweight = 2\n[tenants.b]\n[tenants.few]\nrequests_per_minute = 1\n"
     )
-    keys = keys_path(config)
-    keys.write_text(
-        "".join(f"sha256:{digest_of(f'key-of-{n}'.encode()).hex()} {n} now\n" for n in KEYS)
-    )
-    keys.chmod(MODE)
+    write_keys(config, *KEYS)
     with Server("--config", str(config)) as server:
         yield server.ready()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from mlx_lm.utils import quantize_model, save
 from engine.adapter_files import AdapterError, read_adapter
 from engine.adapters import Adapters
 from tests.adapters import ATTENTION, make_adapter, to_peft, write
+from tests.engine.memory import active_bytes
 from tests.models import make, model_dir
 
 EVERYTHING = None
@@ -52,7 +51,7 @@ def test_mixed_ranks_and_modules_in_one_batch(tmp_path):
         "a": make_adapter(path, tmp_path / "a", seed=1, rank=8),
         "b": make_adapter(path, tmp_path / "b", seed=2, rank=8, scale=0.5),
         "c": make_adapter(path, tmp_path / "c", seed=3, rank=4, keys=MLP),
-        "d": make_adapter(path, tmp_path / "d", seed=4, rank=3, keys=EVERYTHING, layers=2),
+        "d": make_adapter(path, tmp_path / "d", seed=4, rank=3, keys=EVERYTHING, layers=1),
     }
     owner, _ = compare(path, adapters)
     own = sum(
@@ -123,10 +122,8 @@ def test_leaving_adapters_leave_nothing(tmp_path):
     path = model_dir("qwen3")
     model, _ = load(str(path))
     owner = Adapters(model)
-    gc.collect()  # what other tests left would be counted, if it went now
     folders = [make_adapter(path, tmp_path / str(i), seed=i, rank=4 + i % 2) for i in range(5)]
-    mx.synchronize()
-    before = mx.get_active_memory()
+    before = active_bytes()
     for i, folder in enumerate(folders):
         owner.add(str(i), read_adapter(folder, owner.modules))
     assert owner.nbytes > 0
@@ -140,25 +137,22 @@ def test_leaving_adapters_leave_nothing(tmp_path):
     owner.remove("1")
     owner.remove("3")
     assert owner.nbytes == 0
-    mx.synchronize()
-    assert mx.get_active_memory() - before < 4096
+    assert active_bytes() - before < 4096
 
 
+@pytest.mark.usefixtures("exact_count")
 def test_fifty_adapters_take_their_own_weights(tmp_path):
     path = model_dir("qwen3")
     model, _ = load(str(path))
     owner = Adapters(model)
-    gc.collect()  # what other tests left would be counted, if it went now
     folders = [make_adapter(path, tmp_path / str(r), seed=r, rank=r) for r in (4, 8, 16, 32, 64)]
-    mx.synchronize()
-    before, own = mx.get_active_memory(), 0
+    before, own = active_bytes(), 0
     for i in range(50):
         updates = read_adapter(folders[i % 5], owner.modules)
         own += sum(u.nbytes for u in updates.values())
         owner.add(str(i), updates)
     del updates
-    mx.synchronize()
-    assert mx.get_active_memory() - before <= 1.05 * own
+    assert active_bytes() - before <= 1.05 * own
 
 
 def weights(path):

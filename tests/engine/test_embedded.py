@@ -232,9 +232,8 @@ def called(text: str) -> dict[str, Any]:
     return call if isinstance(call, dict) and isinstance(call.get("arguments"), dict) else {}
 
 
-@pytest.mark.parametrize("question", ["Hello!", "What is a prefix cache?"])
-def test_coding_tools_stay_uncalled_when_none_fits(loaded: tuple[Any, Any], question: str) -> None:
-    messages = corpus.agent_prompt(5, 1000, question)
+def test_coding_tools_stay_uncalled_when_none_fits(loaded: tuple[Any, Any]) -> None:
+    messages = corpus.agent_prompt(5, 1000, "What is a prefix cache?")
     ids = prompt_ids(loaded[1], messages, tools=toolgen.coding_tools(5))
     assert len(ids) > 3000
     text, reason = reply(loaded, ids)

@@ -1,7 +1,7 @@
 """Nothing that a domain is told or made to wait for depends on what another one has sent.
 
 Exactly: of two worlds that differ only in what A asked, B sees the same in both, down to the work
-done for it. And by measurement: B's times to prefill do not tell which world it is in.
+done for it. And by measurement: the times that B's prompts take do not tell which world it is in.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_what_another_domain_has_cached_changes_nothing(family, budget):
     rng = random.Random(3)
     same, other = both(family, budget)
     hits = 0
-    for trial in range(TRIALS // 2 if family == "qwen3" else 8):
+    for trial in range(12 if family == "qwen3" else 5):
         length = rng.randint(80, 400)
         secret, decoy, more = words(rng, length), words(rng, length), words(rng, 30)
         for world, asked in ((same, secret), (other, decoy)):
@@ -111,7 +111,7 @@ def test_what_another_domain_has_cached_changes_nothing(family, budget):
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_next"])
 def test_nobody_waits_for_a_prompt_that_another_domain_computes(family):
     rng = random.Random(4)
-    for trial in range(12):
+    for trial in range(5):
         same, other = both(family)
         length = rng.randint(200, 400)
         secret, decoy = words(rng, length), words(rng, length)
@@ -165,12 +165,14 @@ def rank_sum(group: list[float], others: list[float]) -> float:
 def prefill_seconds(engine: Engine, prompt: Sequence[int], borrower: Borrower) -> float:
     tokens = array("i", prompt)
     sampling = RowSampling(GREEDY, tokens, engine.vocab_size)
-    began = time.perf_counter()
+    # Of all threads, but of this process alone: what else the machine does would only hide what
+    # is looked for.
+    began = time.process_time()
     row = engine.admit("row", tokens, sampling, (), borrower=borrower)
     assert row is not None
     while row.remaining:
         engine.prefill(row, 128)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     engine.release(row)
     return seconds
 

@@ -6,7 +6,6 @@ import gc
 import random
 from array import array
 
-import mlx.core as mx
 import pytest
 
 from cache.loan import Borrower
@@ -17,22 +16,12 @@ from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.variant import BASE, Variant
 from tests.drafts import NAME, always_worth_it, blurred
+from tests.engine.memory import active_bytes
 from tests.models import load_model, loaded, make
 
 GREEDY = SamplingParams(temperature=0.0)
 
-
-@pytest.fixture(autouse=True)
-def _exact_count():
-    """MLX may give a freed buffer of up to twice the size to a new array and counts all of it."""
-    limit = mx.set_cache_limit(0)
-    yield
-    mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    mx.synchronize()
-    return mx.get_active_memory()
+pytestmark = pytest.mark.usefixtures("exact_count")
 
 
 def words(seed: int, count: int) -> list[int]:
@@ -85,13 +74,13 @@ def test_what_is_used_least_recently_in_any_model_goes_first():
 
 
 def test_all_models_together_stay_within_the_budget():
-    memory, qwen, llama = two(5000)
+    memory, qwen, llama = two(2500)
     rng = random.Random(3)
     rows: list[tuple[Engine, Row]] = []
     refused = 0
     for i in range(40):
         engine = (qwen, llama)[i % 2]
-        row = admit(engine, words(i, rng.randint(50, 1500)))
+        row = admit(engine, words(i, rng.randint(50, 750)))
         if row is None:
             refused += 1
             assert rows
@@ -121,8 +110,8 @@ def prefill(engine: Engine, row: Row) -> None:
 
 def test_one_off_prompts_of_one_tenant_cost_another_nothing_in_any_model():
     """Several at a time, whose rows alone would fill the memory."""
-    memory, qwen, llama = two(8000)
-    prefixes = [words(seed, 900) for seed in range(3)]
+    memory, qwen, llama = two(4000)
+    prefixes = [words(seed, 450) for seed in range(3)]
     for prefix in prefixes:
         row = tenant_row(qwen, "ann", [*prefix, 5])
         prefill(qwen, row)
@@ -131,7 +120,7 @@ def test_one_off_prompts_of_one_tenant_cost_another_nothing_in_any_model():
     waited = 0
     for i in range(30):
         engine = (qwen, llama)[i % 2]
-        while (row := tenant_row(engine, "bob", words(100 + i, 1500))) is None:
+        while (row := tenant_row(engine, "bob", words(100 + i, 750))) is None:
             waited += 1
             assert running, "alone, it gets what there is"
             other, ended = running.pop(0)
@@ -139,24 +128,24 @@ def test_one_off_prompts_of_one_tenant_cost_another_nothing_in_any_model():
         prefill(engine, row)
         running.append((engine, row))
         for prefix in prefixes:
-            assert cached(qwen, [*prefix, 5, 6]) == 900
+            assert cached(qwen, [*prefix, 5, 6]) == 450
         assert qwen.used + llama.used <= memory.limit
     assert waited > 10
     assert llama.forest.evicted_tokens > 0
     for engine, row in running:
         engine.release(row)
     charged = memory.shares.charged()
-    assert charged["ann"] > 2699 * qwen.token_bytes, "a first word may be shared"
+    assert charged["ann"] > 1349 * qwen.token_bytes, "a first word may be shared"
     assert charged["bob"] > charged["ann"]
 
 
 def test_a_tenant_alone_may_fill_the_memory():
-    _, qwen, _ = two(8000)
-    row = tenant_row(qwen, "ann", words(1, 3000))
+    _, qwen, _ = two(4000)
+    row = tenant_row(qwen, "ann", words(1, 1500))
     prefill(qwen, row)
     qwen.release(row)
-    assert tenant_row(qwen, "bob", words(2, 7000)) is not None
-    assert cached(qwen, words(1, 3000)) == 0
+    assert tenant_row(qwen, "bob", words(2, 3500)) is not None
+    assert cached(qwen, words(1, 1500)) == 0
 
 
 def test_a_share_of_the_memory_bounds_what_is_kept():

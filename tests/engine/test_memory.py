@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from array import array
 
@@ -16,24 +15,13 @@ from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
 from engine.slabs import GRANULE
+from tests.engine.memory import active_bytes
 from tests.models import loaded
 
 LENT = ("qwen3", "llama", "gemma3", "gpt_oss", "qwen3_next")
 GREEDY = SamplingParams(temperature=0.0)
 
-
-@pytest.fixture(autouse=True)
-def _exact_count():
-    """MLX may give a freed buffer of up to twice the size to a new array and counts all of it."""
-    gc.collect()  # engines of other tests
-    limit = mx.set_cache_limit(0)
-    yield
-    mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    mx.synchronize()
-    return mx.get_active_memory()
+pytestmark = pytest.mark.usefixtures("exact_count")
 
 
 def state_bytes(model: Loaded) -> int:
@@ -62,16 +50,16 @@ def words(rng: random.Random, n: int) -> list[int]:
 def test_sixteen_rows_on_one_prefix_cost_their_own_tails(family):
     engine = Engine(loaded(family), kv_memory=1 << 34)
     rng = random.Random(1)
-    shared = words(rng, 4000)
+    shared = words(rng, 2000)
     # A stateful row's state is in the batch, and in the tree for whoever continues its prompt.
     row_bytes = GRANULE * engine.token_bytes + 2 * state_bytes(loaded(family))
     rows = [start(engine, str(i), shared + words(rng, 100)) for i in range(2)]
     # The second row makes the prefix a block, be it by a hit or because it computed it again.
-    assert rows[0].anchor == rows[1].anchor == 4000
+    assert rows[0].anchor == rows[1].anchor == 2000
     before = active_bytes()
     for i in range(2, 16):
         rows.append(start(engine, str(i), shared + words(rng, 100)))
-        assert rows[-1].anchor == 4000
+        assert rows[-1].anchor == 2000
         if len(rows) in (4, 8, 16):  # slots are made in powers of two
             assert active_bytes() - before <= 1.01 * (len(rows) - 2) * row_bytes
     engine.submit(rows)
@@ -80,10 +68,7 @@ def test_sixteen_rows_on_one_prefix_cost_their_own_tails(family):
         engine.release(row)
 
 
-@pytest.mark.parametrize(
-    ("family", "seed"),
-    [("qwen3", 0), ("qwen3", 1), ("gemma3", 2), ("gemma3", 3), ("qwen3_next", 4)],
-)
+@pytest.mark.parametrize(("family", "seed"), [("qwen3", 0), ("gemma3", 2), ("qwen3_next", 4)])
 def test_accounted_bytes_are_measured_bytes(family, seed):
     rng = random.Random(seed)
     model = loaded(family)
@@ -125,12 +110,12 @@ def test_accounted_bytes_are_measured_bytes(family, seed):
 def test_the_budget_covers_rows_and_tree():
     model = loaded("qwen3")
     engine = Engine(model, kv_memory=0)
-    engine.budget.limit = 4000 * engine.token_bytes
+    engine.budget.limit = 2000 * engine.token_bytes
     rng = random.Random(5)
     started = 0
     rows: list[Row] = []
     for i in range(40):
-        prompt = array("i", words(rng, rng.randint(50, 1500)))
+        prompt = array("i", words(rng, rng.randint(50, 750)))
         row = engine.admit(str(i), prompt, RowSampling(GREEDY, prompt, engine.vocab_size))
         assert engine.used <= engine.budget.limit
         if row is None:

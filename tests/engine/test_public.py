@@ -6,7 +6,6 @@ import gc
 import random
 from array import array
 
-import mlx.core as mx
 import pytest
 
 from cache.loan import PUBLIC, Borrower
@@ -21,6 +20,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.tenant import Tenant
 from tests.adapters import make_adapter
 from tests.drafts import NAME, always_worth_it, blurred
+from tests.engine.memory import active_bytes
 from tests.models import load_model, loaded, model_dir
 from tests.oracle import Oracle, compare
 from tests.tenants import check_forest
@@ -28,19 +28,7 @@ from tests.tenants import check_forest
 ANN, EVE = Borrower("ann", "one"), Borrower("eve", "two")
 CUTS = (1.0, 0.5, 0.3, 1.0)  # of the public prompt, with which requests begin
 
-
-@pytest.fixture(autouse=True)
-def _exact_count():
-    """MLX may give a freed buffer of up to twice the size to a new array and counts all of it."""
-    gc.collect()
-    limit = mx.set_cache_limit(0)
-    yield
-    mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    mx.synchronize()
-    return mx.get_active_memory()
+pytestmark = pytest.mark.usefixtures("exact_count")
 
 
 def words(seed: int, count: int) -> list[int]:

@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from engine.params import SamplingParams
-from engine.sampling import RowSampling, Sampled, sample
+from engine.sampling import RowSampling, sample
 from engine.uniform import fresh_seed, uniform
-
-GREEDY = SamplingParams(temperature=0.0)
-# The chi-square quantile of 1 - 1e-6 by the approximation of Wilson and Hilferty.
-Z = 4.753
-
-
-def commit(rows: list[RowSampling], tokens: mx.array) -> None:
-    """Counts what a step without proposals has chosen."""
-    for i, row in enumerate(rows):
-        row.advance(row, tokens[i])
+from tests.engine.sampled import (
+    GREEDY,
+    assert_distributed,
+    commit,
+    draw_many,
+    expected,
+    logits_of,
+    run,
+    tokens_of,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,69 +31,6 @@ def uncompiled():
     mx.disable_compile()
     yield
     mx.enable_compile()
-
-
-def logits_of(seed: int, rows: int, width: int, spread: float = 2.0) -> mx.array:
-    values = np.random.default_rng(seed).normal(0.0, spread, (rows, width))
-    return mx.array(values.astype(np.float32))
-
-
-def run(
-    logits: mx.array,
-    params: list[SamplingParams],
-    positions: list[int] | None = None,
-    prompt: list[int] | None = None,
-) -> Sampled:
-    rows = [RowSampling(p, prompt or [0], logits.shape[1]) for p in params]
-    return sample(logits, rows, positions or [7] * len(rows))
-
-
-def tokens_of(logits: mx.array, params: list[SamplingParams], **more) -> list[int]:
-    tokens = run(logits, params, **more).tokens
-    assert tokens.dtype == mx.int32
-    assert tokens.shape == (len(params),)
-    return tokens.tolist()
-
-
-def draw_many(logits: mx.array, params: SamplingParams, count: int) -> np.ndarray:
-    """Frequencies [V] of the tokens drawn at ``count`` positions of one row."""
-    width = logits.shape[-1]
-    drawn = []
-    for start in range(0, count, 500):
-        positions = list(range(start, min(start + 500, count)))
-        wide = mx.broadcast_to(logits.reshape(1, width), (len(positions), width))
-        drawn += tokens_of(wide, [params] * len(positions), positions=positions)
-    return np.bincount(drawn, minlength=width)
-
-
-def expected(logits: mx.array, params: SamplingParams) -> np.ndarray:
-    """Probabilities [V] by mlx-lm's filters, each on the renormalised result of the last."""
-    x = logits.reshape(1, -1) / params.temperature
-    if params.top_k:
-        x = apply_top_k(mx.log(mx.softmax(x, axis=-1)), params.top_k)
-    if params.top_p < 1:
-        x = apply_top_p(mx.log(mx.softmax(x, axis=-1)), params.top_p)
-    if params.min_p:
-        x = apply_min_p(mx.log(mx.softmax(x, axis=-1)), params.min_p)
-    return np.array(mx.softmax(x, axis=-1))[0].astype(np.float64)
-
-
-def assert_distributed(counts: np.ndarray, probabilities: np.ndarray) -> None:
-    assert not counts[probabilities == 0].any(), "a filtered token was drawn"
-    total = counts.sum()
-    order = np.argsort(probabilities)[::-1]
-    wanted = probabilities[order] * total
-    common = wanted >= 5
-    # All rare tokens together make one more cell.
-    observed = np.append(counts[order][common], counts[order][~common].sum())
-    wanted = np.append(wanted[common], wanted[~common].sum())
-    observed, wanted = observed[wanted > 1e-9], wanted[wanted > 1e-9]
-    degrees = len(wanted) - 1
-    if not degrees:
-        return
-    statistic = ((observed - wanted) ** 2 / wanted).sum()
-    spread = 2 / (9 * degrees)
-    assert statistic < degrees * (1 - spread + Z * spread**0.5) ** 3
 
 
 # the numbers
@@ -338,118 +274,3 @@ def test_the_given_logits_are_left_alone():
     params = [replace(GREEDY, logit_bias=((1, 9.0),)), SamplingParams(seed=1, top_k=2), GREEDY]
     mx.eval(run(logits, params).tokens)
     assert (np.array(logits) == before).all()
-
-
-# penalties and biases
-
-
-def penalised(logits: np.ndarray, params: SamplingParams, prompt: list[int], out: list[int]):
-    """The adjusted logits of one row, token by token."""
-    x = logits.astype(np.float64)
-    for token, value in params.logit_bias:
-        x[token] += value
-    for token in {*prompt, *out}:
-        x[token] *= params.repetition_penalty ** (1 if x[token] < 0 else -1)
-    for token in set(out):
-        x[token] -= params.presence_penalty + params.frequency_penalty * out.count(token)
-    return x
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        replace(GREEDY, repetition_penalty=1.5),
-        replace(GREEDY, presence_penalty=1.0),
-        replace(GREEDY, frequency_penalty=0.3),
-        replace(GREEDY, frequency_penalty=-2.0),
-        replace(
-            GREEDY,
-            repetition_penalty=1.1,
-            presence_penalty=0.2,
-            frequency_penalty=0.15,
-            logit_bias=((0, 1.5), (4, -0.5), (0, 0.5)),
-        ),
-    ],
-    ids=["repetition", "presence", "frequency", "negative", "all"],
-)
-def test_penalties_match_a_plain_computation(params):
-    width, prompt = 12, [0, 3, 3, 5]
-    random = np.random.default_rng(0)
-    # Beside a row without penalties and one that has others.
-    others = [GREEDY, replace(GREEDY, presence_penalty=0.5)]
-    rows = [RowSampling(p, prompt, width) for p in (others[0], params, others[1])]
-    outs: list[list[int]] = [[], [], []]
-    plain = []
-    for step in range(25):
-        logits = random.normal(0, 0.5, (3, width)).astype(np.float32)
-        wants = [penalised(logits[i], r.params, prompt, outs[i]) for i, r in enumerate(rows)]
-        sampled = sample(mx.array(logits), rows, [4 + step] * 3)
-        commit(rows, sampled.tokens)
-        for i, token in enumerate(sampled.tokens.tolist()):
-            assert wants[i][token] >= wants[i].max() - 1e-5
-            outs[i].append(token)
-        plain.append(int(logits[1].argmax()))
-    assert plain != outs[1], "the penalties changed nothing"
-
-
-def test_penalties_act_on_the_sampled_distribution():
-    params = SamplingParams(seed=7, repetition_penalty=2.0, logit_bias=((2, 1.0), (5, -100.0)))
-    logits = logits_of(0, 1, 20)
-    row = RowSampling(params, [1, 2, 3], 20)
-    drawn = [sample(logits, [row], [i]).tokens.item() for i in range(2000)]
-    shape = penalised(np.array(logits)[0], params, [1, 2, 3], [])
-    assert_distributed(
-        np.bincount(drawn, minlength=20), expected(mx.array(shape), SamplingParams())
-    )
-
-
-def test_a_large_bias_forces_a_token_and_a_negative_one_bans_it():
-    logits = logits_of(1, 2, 100)
-    best = mx.argmax(logits, axis=-1).tolist()
-    params = [
-        replace(GREEDY, logit_bias=((77, 100.0),)),
-        replace(GREEDY, logit_bias=((best[1], -100.0),)),
-    ]
-    got = tokens_of(logits, params)
-    assert got[0] == 77
-    assert got[1] == np.array(logits)[1].argsort()[-2]
-
-
-# log-probabilities
-
-
-def test_logprobs_are_of_the_raw_distribution():
-    logits = logits_of(5, 4, 120)
-    params = [
-        GREEDY,
-        replace(GREEDY, logprobs=3, logit_bias=((11, 50.0),)),
-        SamplingParams(seed=3, temperature=0.2, top_p=0.5, logprobs=0),
-        SamplingParams(seed=4, logprobs=20),
-    ]
-    sampled = run(logits, params)
-    assert sampled.asked == (1, 2, 3)
-    assert sampled.logprobs is not None
-    assert sampled.top is not None
-    want = np.array(logits, np.float64)
-    want -= np.log(np.exp(want).sum(axis=-1, keepdims=True))
-    tokens = sampled.tokens.tolist()
-    assert tokens[1] == 11
-    ids, values = (np.array(a) for a in sampled.top)
-    assert ids.shape == values.shape == (3, 20)
-    for n, i in enumerate(sampled.asked):
-        assert sampled.logprobs[n].item() == pytest.approx(want[i, tokens[i]], abs=1e-4)
-        assert ids[n].tolist() == want[i].argsort()[::-1][:20].tolist()
-        assert values[n] == pytest.approx(np.sort(want[i])[::-1][:20], abs=1e-4)
-
-
-def test_no_alternatives_where_nobody_wants_them():
-    sampled = run(logits_of(5, 2, 30), [GREEDY, replace(GREEDY, logprobs=0)])
-    assert sampled.asked == (1,)
-    assert sampled.top is None
-    assert run(logits_of(5, 2, 30), [GREEDY, GREEDY]).logprobs is None
-
-
-def test_more_alternatives_than_tokens():
-    sampled = run(logits_of(5, 1, 6), [replace(GREEDY, logprobs=20)])
-    assert sampled.top is not None
-    assert sorted(sampled.top[0][0].tolist()) == list(range(6))

@@ -7,25 +7,21 @@ import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 from engine import weights
 from engine.loader import LoadError
 from engine.model_memory import ModelMemory
+from engine.options import EngineOptions
 from engine.pieces import Weights, background, finish
-from engine.start import EngineOptions, starting
+from engine.start import starting
 from engine.variant import Variant
 from tests.adapters import make_adapter
+from tests.engine.memory import active_bytes
 from tests.models import loaded, make, model_dir
 
 MIB = 1 << 20
-
-
-def active_bytes() -> int:
-    mx.synchronize()
-    return mx.get_active_memory()
 
 
 def pieces(path: Path, memory: ModelMemory, draft: Path | None = None):
@@ -119,6 +115,7 @@ def test_the_check_and_the_calibration_come_in_pieces_too():
     started.engine.close()
 
 
+@pytest.mark.usefixtures("exact_count")
 @pytest.mark.parametrize("stop", ["abandoned", "no tokenizer", "no memory"])
 def test_a_load_that_comes_to_nothing_leaves_nothing(tmp_path, stop):
     path = shutil.copytree(model_dir("qwen3"), tmp_path / "model")
@@ -126,8 +123,6 @@ def test_a_load_that_comes_to_nothing_leaves_nothing(tmp_path, stop):
         (path / "tokenizer.json").unlink()
         (path / "tokenizer_config.json").write_text("{")
     kv = 1 if stop == "no memory" else 64 * MIB  # too little for a single token
-    limit = mx.set_cache_limit(0)
-    gc.collect()
     before = active_bytes()
     gc.disable()
     try:
@@ -150,12 +145,11 @@ def test_a_load_that_comes_to_nothing_leaves_nothing(tmp_path, stop):
         assert active_bytes() - before < (MIB // 4 if stop == "abandoned" else 1 << 14)
     finally:
         gc.enable()
-        mx.set_cache_limit(limit)
 
 
+@pytest.mark.usefixtures("exact_count")
 def test_an_engine_with_an_adapter_gives_its_memory_back(tmp_path):
     adapter = make_adapter(model_dir("qwen3"), tmp_path / "a", seed=1)
-    limit = mx.set_cache_limit(0)
     space = memory()
     warm = finish(pieces(model_dir("qwen3"), space), space.settle)
     warm.engine.close()
@@ -171,7 +165,6 @@ def test_an_engine_with_an_adapter_gives_its_memory_back(tmp_path):
         assert active_bytes() - before < 1 << 14
     finally:
         gc.enable()
-        mx.set_cache_limit(limit)
 
 
 def test_a_draft_is_asked_for_with_its_model_and_comes_in_pieces():

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from engine import grammar
 from engine.engine import Engine
 from engine.grammar import Grammar, GrammarError, Grammars
-from engine.grammar_trial import TOO_COSTLY, Trials
+from engine.grammar_trial import MOST_WALL, TOO_COSTLY, Trials
 from engine.params import SamplingParams
 from engine.rows import Row
 from engine.sampling import RowSampling
@@ -297,7 +297,7 @@ def test_a_trial_is_bounded() -> None:
         assert trials.verdict('start: "a"').wrong == ""
         began = time.monotonic()
         assert trials.verdict(RUNAWAY).wrong == TOO_COSTLY
-        assert time.monotonic() - began < 0.95
+        assert time.monotonic() - began < 3 * MOST_WALL  # others may be busy, too
         assert trials.verdict("start: b").wrong.startswith("at 1")
     finally:
         trials.close()

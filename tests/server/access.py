@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
 from scheduler.tenant import Tenant
 from server.access import Grants
-from server.keys import Key, digest_of
+from server.keys import MODE, Key, digest_of, keys_path
 
 A, B, ADMIN, METRICS = "key-of-a", "key-of-b", "key-of-admin", "key-of-metrics"
 TENANTS = (Tenant("a"), Tenant("b", priority="batch", trust_domain="lab"))
@@ -21,6 +22,14 @@ def key(text: str, name: str) -> Key:
 def grants(*tenants: Tenant) -> Grants:
     keys = (key(A, "a"), key(B, "b"), key(ADMIN, "admin"), key(METRICS, "metrics"))
     return Grants(tenants or TENANTS, keys)
+
+
+def write_keys(config: Path, *names: str) -> None:
+    """Puts the keys ``key-of-NAME`` beside a settings file."""
+    file = keys_path(config)
+    digests = ((digest_of(f"key-of-{name}".encode()).hex(), name) for name in names)
+    file.write_text("".join(f"sha256:{digest} {name} now\n" for digest, name in digests))
+    file.chmod(MODE)
 
 
 def bearer(secret: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One server process for all tests that need no process of their own, and clients for it."""
+"""One server process for all tests that need no process of their own, and what stands for one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from server import cli, launch
+from server.config import ServerConfig
 from tests.models import model_dir
 from tests.oracle import Oracle
 
 from .process import PATIENCE, Server
+from .scripted import Scripted
 from .support import CONTEXT
 
 first: dict[str, str] = {}  # scrapes, by the server's address
@@ -70,3 +73,26 @@ def client(server: Server) -> Iterator[OpenAI]:
 async def aclient(server: Server) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def service() -> Scripted:
+    """An engine that says what it is told, behind the whole application."""
+    return Scripted()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
+    """What servers were started with; none of them runs."""
+    configs: list[ServerConfig] = []
+
+    def run(config: ServerConfig) -> int:
+        configs.append(config)
+        return 0
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(cli, "leave", leave)
+    return configs

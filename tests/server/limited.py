@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.keys import MODE, digest_of, keys_path
 from server.tenants import ADMIN
 
-from .access import bearer
+from .access import bearer, write_keys
 from .process import Server
 
 TENANTS: dict[str, dict[str, int]] = {
@@ -36,9 +35,5 @@ def serve(folder: Path, model: str, *arguments: str) -> Server:
         lines.append(f"[tenants.{name}]")
         lines += [f"{limit} = {value}" for limit, value in limits.items()]
     config.write_text("\n".join(lines) + "\n")
-    names = (*TENANTS, ADMIN)
-    digests = [(digest_of(f"key-of-{name}".encode()).hex(), name) for name in names]
-    keys = keys_path(config)
-    keys.write_text("".join(f"sha256:{digest} {name} now\n" for digest, name in digests))
-    keys.chmod(MODE)
+    write_keys(config, *TENANTS, ADMIN)
     return Server("--config", str(config), *arguments)

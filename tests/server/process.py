@@ -1,4 +1,4 @@
-"""A server process under test: started, read, signalled, ended."""
+"""Processes under test: started, read, signalled, ended."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMONS = (sys.executable, "-m", "server.cli")
@@ -37,26 +38,18 @@ def commons(*args: str, env: Mapping[str, str] | None = None) -> subprocess.Comp
     )
 
 
-class Server:
-    """``commons serve`` on a free port; use it as a context manager."""
+class Program:
+    """A process whose output is read line by line; use it as a context manager."""
 
-    def __init__(
-        self,
-        *args: str,
-        env: Mapping[str, str] | None = None,
-        command: Sequence[str] = COMMONS,
-        port: bool = True,
-    ) -> None:
-        free_port = ("--port", "0") if port else ()
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [*command, "serve", *free_port, *args],
+            command,
             cwd=ROOT,
-            env=environment(env),
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.url = ""
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -75,15 +68,10 @@ class Server:
                 line = self._queue.get(timeout=PATIENCE)
             except queue.Empty:
                 raise AssertionError(f"no such line; it said {self.lines}") from None
-            assert line is not None, f"the server ended; it said {self.lines}"
+            assert line is not None, f"it ended; it said {self.lines}"
             self.lines.append(line)
             if found := re.search(pattern, line):
                 return found
-
-    def ready(self) -> Server:
-        """Waits until the server says where it listens."""
-        self.url = self.until(READY)[1]
-        return self
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal."""
@@ -96,7 +84,7 @@ class Server:
             self.lines.append(line)
         return code
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -110,3 +98,23 @@ class Server:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+class Server(Program):
+    """``commons serve`` on a free port."""
+
+    def __init__(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = COMMONS,
+        port: bool = True,
+    ) -> None:
+        free_port = ("--port", "0") if port else ()
+        super().__init__([*command, "serve", *free_port, *args], environment(env))
+        self.url = ""
+
+    def ready(self) -> Server:
+        """Waits until the server says where it listens."""
+        self.url = self.until(READY)[1]
+        return self

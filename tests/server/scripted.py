@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 
+import httpx
 from mlx_lm.utils import load_tokenizer
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from engine import embedded
 from engine.params import SamplingParams
@@ -20,6 +22,8 @@ from scheduler.service import Service
 from scheduler.streams import EngineDead, RequestStream, Unfit
 from server.access import Access, Grants
 from server.app import create_app
+
+from .access import bearer
 
 EOS = 2
 GOOD = Health(True, True, True, False, 0.0, None, 0, 0)
@@ -86,3 +90,12 @@ class Scripted(Service):
     def prompt(self) -> str:
         """The last prompt, as text."""
         return "".join(map(tokenizer().token_text, self.requests[-1].prompt))
+
+
+def wired(app: ASGIApp, *, raises: bool = True, key: str | None = None) -> httpx.AsyncClient:
+    """A client of an application, without a socket; faults of the application are raised."""
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=raises),
+        base_url="http://server",
+        headers={} if key is None else bearer(key),
+    )

@@ -78,6 +78,12 @@ def stream(http: httpx.Client, route: str, body: dict[str, Any]) -> list[dict[st
         return chunks(response.iter_lines())
 
 
+def completion(max_tokens: int, **more: Any) -> dict[str, Any]:
+    """A request for so many tokens, no fewer; ``more`` replaces and adds fields."""
+    request = {"model": MODEL, "prompt": [5, 6, 7], "temperature": 0, "max_tokens": max_tokens}
+    return request | {"ignore_eos": True} | more
+
+
 def ids(length: int, seed: int) -> list[int]:
     """A prompt of its own, as token ids."""
     rng = random.Random(seed)

@@ -17,9 +17,9 @@ from scheduler.tenant import Tenant
 from server.aliases import MOST_ALIASES, parse_aliases
 from server.settings_file import ConfigError
 
-from .access import A, bearer, grants
+from .access import A, grants
 from .process import PATIENCE, Server
-from .scripted import Scripted
+from .scripted import Scripted, wired
 
 OFFER = {"qwen3": ["sql", "law"], "coder": []}
 
@@ -82,10 +82,7 @@ def scripted(tenant: Tenant) -> Scripted:
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     service = scripted(Tenant("a", adapters=frozenset(["a"])))
     service.says = "ok"
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://server", headers=bearer(A)
-    ) as client:
+    async with wired(service.app, key=A) as client:
         yield client
 
 

@@ -16,7 +16,7 @@ from scheduler.tenant import DEFAULT, Limits, Tenant
 from server.access import Grants
 
 from .access import TENANTS, A, B, bearer, grants, key
-from .scripted import Scripted
+from .scripted import Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
@@ -36,8 +36,7 @@ def service() -> Scripted:
 
 @pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app, raises=False) as client:
         yield client
 
 
@@ -67,8 +66,7 @@ async def test_the_key_says_for_whom(http: httpx.AsyncClient, service: Scripted)
 
 async def test_without_keys_it_is_the_default_tenant() -> None:
     service = Scripted()
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with wired(service.app) as http:
         request = await sent(service, http, "anything")
     assert (request.tenant, request.domain) == (DEFAULT, NOBODY)
 
@@ -111,8 +109,7 @@ async def test_a_salt_narrows_the_domain(http: httpx.AsyncClient, service: Scrip
 async def test_a_salt_and_a_domain_do_not_run_together() -> None:
     tenants = (Tenant("a", trust_domain="x"), Tenant("b", trust_domain="xy"))
     service = Scripted(grants(*tenants))
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with wired(service.app) as http:
         first = await sent(service, http, A, cache_salt="yz")
         second = await sent(service, http, B, cache_salt="z")
     assert first.domain != second.domain
@@ -167,9 +164,8 @@ def restricted(**more: Any) -> Scripted:
 async def visible(service: Scripted, secret: str) -> set[str]:
     """The models that are listed; each can be asked for alone, and no other can."""
     every = {"m", "m:sql", "m:style", "other", "other:sql2"}
-    transport = httpx.ASGITransport(service.app)
     headers = bearer(secret)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with wired(service.app) as http:
         listed = {m["id"] for m in (await http.get("/v1/models", headers=headers)).json()["data"]}
         for name in every:
             one = await http.get(f"/v1/models/{name}", headers=headers)
@@ -209,8 +205,7 @@ async def test_what_a_tenant_may_not_use_does_not_exist(
 
 async def test_an_adapter_that_may_not_be_used_is_not_named() -> None:
     service = restricted(adapters=frozenset({"sql"}))
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with wired(service.app) as http:
         body = chat(adapter="style")
         answer = await http.post(CHAT, json=body, headers=bearer(A))
         assert answer.status_code == 404
@@ -225,8 +220,7 @@ async def test_an_adapter_that_may_not_be_used_is_not_named() -> None:
 async def limited(limits: Limits, route: str, body: dict[str, Any]) -> Any:
     """The engine's request, or the error that it got instead."""
     service = Scripted(Grants((replace(TENANTS[0], limits=limits),), (key(A, "a"),)))
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with wired(service.app) as http:
         answer = await http.post(route, json={"model": "m"} | body, headers=bearer(A))
     if answer.status_code == 200:
         return service.requests[-1]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from engine import embedded
 from scheduler.info import ModelConfig, ServiceConfig
-from server import cli, process
+from server import cli
 from server.access import Grants
 from server.config import ServerConfig
 from server.keys import digest_of
@@ -24,23 +24,6 @@ PLAIN = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 def invoke(*args: str, env: dict[str, str] | None = None) -> Any:
     return CliRunner().invoke(cli.app, args, env=PLAIN | (env or {}))
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
-    """What servers were started with; none of them runs."""
-    configs: list[ServerConfig] = []
-
-    def run(config: ServerConfig) -> int:
-        configs.append(config)
-        return 0
-
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr(process, "run", run)
-    monkeypatch.setattr(cli, "leave", leave)
-    return configs
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 from scheduler.tenant import Limits
-from server import cli, process
+from server import cli
 from server.config import ServerConfig
 from server.keys import keys_path, new_key
 
@@ -19,23 +18,6 @@ from .process import ROOT
 
 EXAMPLE = ROOT / "deploy" / "commons.example.toml"
 SETTING = re.compile(r"# (?=[\w-]+ = |\"[^\"]+\" = |\[)")
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
-    """What servers were started with; none of them runs."""
-    configs: list[ServerConfig] = []
-
-    def run(config: ServerConfig) -> int:
-        configs.append(config)
-        return 0
-
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr(process, "run", run)
-    monkeypatch.setattr(cli, "leave", leave)
-    return configs
 
 
 def serve(path: Path) -> Any:

@@ -16,7 +16,7 @@ from scheduler.streams import RequestStream
 from .messages import TOOL, body
 from .messages import parsed as anthropic_events
 from .responses import parsed as response_events
-from .scripted import Scripted
+from .scripted import Scripted, wired
 from .support import events
 
 pytestmark = pytest.mark.anyio
@@ -32,14 +32,8 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"x": 1}}\n</tool_call>'
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from engine import embedded
 from engine.infill import MARKS
 from engine.tokenizer import Tokenizer
 
-from .scripted import EOS, Scripted
+from .scripted import EOS, Scripted, wired
 from .support import chunks
 
 pytestmark = pytest.mark.anyio
@@ -31,14 +31,8 @@ def marked(marks: tuple[str, str, str]) -> Tokenizer:
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app) as client:
         yield client
 
 

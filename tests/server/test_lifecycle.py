@@ -17,24 +17,14 @@ import pytest
 
 from scheduler.info import ServiceConfig
 from server.config import ServerConfig
-from server.process import run
+from server.launch import run
 
 from .faulty import SECRET
 from .process import PATIENCE, Server
-from .support import MODEL, events, idle, poll, scrape
+from .support import completion, events, idle, poll, scrape
 
 ROUTE = "/v1/completions"
 FAULTY = (sys.executable, "-m", "tests.server.faulty")
-
-
-def request(max_tokens: int, **more: Any) -> dict[str, Any]:
-    return {
-        "model": MODEL,
-        "prompt": [7, 8, 9],
-        "temperature": 0,
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-    } | more
 
 
 @contextmanager
@@ -48,7 +38,7 @@ def drained(http: httpx.Client) -> dict[str, Any]:
     for _ in range(2000):
         if http.get("/ready").status_code == 503:
             break
-    response = http.post(ROUTE, json=request(1))
+    response = http.post(ROUTE, json=completion(1))
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) > 0
     error: dict[str, Any] = response.json()["error"]
@@ -57,7 +47,7 @@ def drained(http: httpx.Client) -> dict[str, Any]:
 
 def test_sigterm_lets_running_requests_finish(tiny: str) -> None:
     with Server("--model", tiny) as server, connected(server.ready()) as http:
-        body = request(1000, stream=True)
+        body = completion(2000, stream=True)
         with http.stream("POST", ROUTE, json=body) as response:
             data = events(response.iter_lines())
             seen = [next(data)]
@@ -81,7 +71,7 @@ def test_drain_can_be_cut_short(tiny: str, again: bool) -> None:
         Server("--model", tiny, "--drain-timeout", limit) as server,
         connected(server.ready()) as http,
     ):
-        with http.stream("POST", ROUTE, json=request(8000, stream=True)) as response:
+        with http.stream("POST", ROUTE, json=completion(8000, stream=True)) as response:
             data = events(response.iter_lines())
             seen = [next(data)]
             server.signal(signal.SIGINT)
@@ -99,10 +89,10 @@ def test_drain_can_be_cut_short(tiny: str, again: bool) -> None:
 
 def test_failing_step_fails_every_request_and_ends_the_process(tiny: str) -> None:
     with Server("--model", tiny, command=FAULTY) as server, connected(server.ready()) as http:
-        with http.stream("POST", ROUTE, json=request(8000, stream=True)) as response:
+        with http.stream("POST", ROUTE, json=completion(8000, stream=True)) as response:
             data = events(response.iter_lines())
             seen = [next(data)]
-            whole = http.post(ROUTE, json=request(8000))  # the second row, at which it fails
+            whole = http.post(ROUTE, json=completion(8000))  # the second row, at which it fails
             seen += data
         assert server.wait() == 1
     assert "[DONE]" not in seen
@@ -156,7 +146,7 @@ def test_ready_line_comes_when_requests_are_taken(tiny: str) -> None:
     with Server("--model", tiny, "--served-model-name", "other", "--no-prefix-cache") as server:
         with connected(server.ready()) as http:
             assert http.get("/ready").status_code == 200
-            body = request(3, model="other", prompt=list(range(5, 105)))
+            body = completion(3, model="other", prompt=list(range(5, 105)))
             cached = [
                 http.post(ROUTE, json=body).json()["usage"]["prompt_tokens_details"]
                 for _ in range(2)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from server.messages_reply import SIGNATURE
 
 from .messages import ROUTE, TOOL, body, parsed
-from .scripted import Scripted
+from .scripted import Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
@@ -23,14 +23,8 @@ EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app) as client:
         yield client
 
 

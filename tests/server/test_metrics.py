@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import MODE, digest_of, keys_path
 from tests.adapters import make_adapter
 from tests.models import COMMON, model_dir
 from tests.oracle import Oracle
 
+from .access import write_keys
 from .limited import OPERATOR, as_tenant
 from .process import PATIENCE, Server
 from .several import weights
@@ -40,12 +40,7 @@ def metered(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         'max-rows = 2\nmetrics-compat = "vllm"\n'
         f"[tenants.a]\nweight = 3\n[tenants.b]\n[tenants.few]\n{LIMITS}\n"
     )
-    keys = keys_path(config)
-    names = (*TENANTS, "admin")
-    keys.write_text(
-        "".join(f"sha256:{digest_of(f'key-of-{n}'.encode()).hex()} {n} now\n" for n in names)
-    )
-    keys.chmod(MODE)
+    write_keys(config, *TENANTS, "admin")
     with Server("--config", str(config)) as server:
         yield server.ready()
 

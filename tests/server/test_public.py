@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from server.keys import MODE, digest_of, keys_path
-
+from .access import write_keys
 from .limited import OPERATOR, as_tenant
 from .process import PATIENCE, Server
 from .support import scrape
@@ -25,12 +24,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "[tenants.team]\n[tenants.others]\n[tenants.visitors]\ntrust_domain = 'apart'\n"
         f"[[public]]\nmessages = [{{role = 'system', content = {json.dumps(PUBLIC['content'])}}}]\n"
     )
-    keys = keys_path(config)
-    names = (*TENANTS, "admin")
-    keys.write_text(
-        "".join(f"sha256:{digest_of(f'key-of-{n}'.encode()).hex()} {n} now\n" for n in names)
-    )
-    keys.chmod(MODE)
+    write_keys(config, *TENANTS, "admin")
     with Server("--config", str(config)) as server:
         yield server.ready()
 

@@ -24,19 +24,9 @@ from server.settings_file import ConfigError
 
 from .access import A, bearer, key
 from .process import PATIENCE, Server, commons
-from .support import MODEL, events
+from .support import completion, events
 
 ROUTE = "/v1/completions"
-
-
-def body(max_tokens: int, **more: Any) -> dict[str, Any]:
-    return {
-        "model": MODEL,
-        "prompt": [7, 8, 9],
-        "temperature": 0,
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-    } | more
 
 
 def one_key(path: Path) -> str:
@@ -98,7 +88,7 @@ def restored(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_signal_under_a_running_stream_drops_nothing(running: Running) -> None:
     old = one_key(running.path)
     assert running.reload().status_code == 200
-    stream = body(1500, stream=True)
+    stream = completion(1500, stream=True)
     with running.http.stream("POST", ROUTE, json=stream, headers=bearer(old)) as response:
         assert response.status_code == 200
         data = events(response.iter_lines())
@@ -214,11 +204,11 @@ def test_a_limit_is_another_one_from_then_on(running: Running) -> None:
     secret = one_key(running.path)
     running.write(BASE + "max_tokens = 3\n")
     running.reload()
-    answer = running.http.post(ROUTE, json=body(4), headers=bearer(secret))
+    answer = running.http.post(ROUTE, json=completion(4), headers=bearer(secret))
     assert answer.json()["error"]["message"] == "max_tokens is 4; your limit is 3 tokens."
     running.write(BASE)
     running.reload()
-    assert running.http.post(ROUTE, json=body(4), headers=bearer(secret)).status_code == 200
+    assert running.http.post(ROUTE, json=completion(4), headers=bearer(secret)).status_code == 200
 
 
 def test_reload_in_an_open_server_that_would_lock_out_everybody(tiny: str, tmp_path: Path) -> None:
@@ -240,14 +230,10 @@ def test_reload_in_an_open_server_that_would_lock_out_everybody(tiny: str, tmp_p
         assert http.post("/admin/reload").status_code == 401
 
 
-def test_signal_without_settings_file_changes_nothing(tiny: str) -> None:
-    with Server("--model", tiny) as server:
-        server.ready()
-        server.signal(signal.SIGHUP)
-        server.until("nothing to reload")
-        assert httpx.get(f"{server.url}/v1/models").status_code == 200
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 0
+def test_signal_without_settings_file_changes_nothing(server: Server) -> None:
+    server.signal(signal.SIGHUP)
+    server.until("nothing to reload")
+    assert httpx.get(f"{server.url}/v1/models").status_code == 200
 
 
 def test_tenants_without_keys_do_not_start(tiny: str, tmp_path: Path) -> None:

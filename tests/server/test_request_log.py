@@ -24,7 +24,7 @@ from server.request_log import current
 
 from .access import TENANTS, A, ask, bearer, grants
 from .process import PATIENCE, Server, commons
-from .scripted import GOOD, Scripted
+from .scripted import GOOD, Scripted, wired
 from .test_disconnect import call, read_event
 
 pytestmark = pytest.mark.anyio
@@ -81,11 +81,8 @@ def service() -> Scripted:
 
 @pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
-    headers = {"x-request-id": ID}
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://server", headers=headers
-    ) as client:
+    async with wired(service.app, raises=False) as client:
+        client.headers["x-request-id"] = ID
         yield client
 
 

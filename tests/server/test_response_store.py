@@ -17,7 +17,7 @@ from server.response_store import ResponseStore
 
 from .access import A, B, bearer, grants
 from .responses import ROUTE, checked
-from .scripted import Scripted
+from .scripted import Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
@@ -33,10 +33,7 @@ def service() -> Scripted:
 
 @pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://server", headers=bearer(A)
-    ) as client:
+    async with wired(service.app, key=A) as client:
         yield client
 
 

@@ -11,7 +11,7 @@ import pytest
 from server.response_input import seal, unseal
 
 from .responses import ROUTE, refused, streamed, texts, whole
-from .scripted import Scripted
+from .scripted import Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
@@ -20,14 +20,8 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app) as client:
         yield client
 
 

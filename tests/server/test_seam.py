@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .scripted import DEFAULTS, EOS, GOOD, Scripted
+from .scripted import DEFAULTS, EOS, GOOD, Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
@@ -21,14 +21,8 @@ LOADING = GOOD._replace(loaded=False, ready=False)
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app, raises=False) as client:
         yield client
 
 

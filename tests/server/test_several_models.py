@@ -52,6 +52,9 @@ def hub() -> Iterator[Hub]:
     hub.close()
 
 
+first: list[Metrics] = []  # as they were before any request
+
+
 @pytest.fixture(scope="module")
 def server(
     models: dict[str, Path], hub: Hub, tmp_path_factory: pytest.TempPathFactory
@@ -60,7 +63,8 @@ def server(
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
     with Server("--config", str(settings(models, folder)), env=env) as server:
-        yield server.ready()
+        first.append(Metrics(httpx.get(f"{server.ready().url}/metrics").text))
+        yield server
 
 
 @pytest.fixture
@@ -346,12 +350,9 @@ def test_unknown_models_are_not_found(http: httpx.Client) -> None:
         assert http.get(f"/v1/models/{name}").status_code == 404
 
 
-def test_every_series_of_every_model_is_there_from_the_start(
-    models: dict[str, Path], hub: Hub, tmp_path: Path
-) -> None:
-    file = settings(models, tmp_path)
-    with Server("--config", str(file), env={"HF_ENDPOINT": hub.url}) as fresh:
-        metrics = Metrics(httpx.get(f"{fresh.ready().url}/metrics").text)
+@pytest.mark.usefixtures("server")
+def test_every_series_of_every_model_is_there_from_the_start() -> None:
+    (metrics,) = first
     for name in (MAIN, OTHER, THIRD, KEPT, BROKEN, HUGE, REMOTE):
         for counter in ("prompt_tokens", "generation_tokens", "requests", "model_unloads"):
             assert metrics(f"{counter}_total", model=name) == 0

@@ -71,9 +71,9 @@ def test_other_text_stays(stable: Stable, metrics: ModelMetrics, block: str) -> 
     "text", ["a=;" * 100_000 + "!", "a= " * 100_000, "a=b;" + " " * 300_000 + "!"]
 )
 def test_hostile_header_takes_no_time(stable: Stable, text: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     stable.system([f"x-anthropic-billing-header: {text}"])
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def tool(parameters: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from .scripted import Scripted
+from .scripted import Scripted, wired
 from .support import chunks
 
 pytestmark = pytest.mark.anyio
@@ -25,14 +25,8 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"x": "é"}}\n</tool_call>'
 
 
 @pytest.fixture
-def service() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 async def http(service: Scripted) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(service.app) as client:
         yield client
 
 

@@ -21,7 +21,7 @@ from server.settings_file import ConfigError
 from server.tracing import Tracing, parse_endpoint
 
 from .process import PATIENCE, Server, commons
-from .scripted import GOOD, Scripted
+from .scripted import GOOD, Scripted, wired
 
 pytestmark = pytest.mark.anyio
 
@@ -59,8 +59,7 @@ def traced() -> Traced:
 
 @pytest.fixture
 async def http(traced: Traced) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(traced.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+    async with wired(traced.app, raises=False) as client:
         yield client
 
 
@@ -144,8 +143,7 @@ async def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=lab")
     traced = Traced()
-    transport = httpx.ASGITransport(traced.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with wired(traced.app) as http:
         await http.get("/v1/models")
     (span,) = traced.spans()
     resource = span.resource.attributes
