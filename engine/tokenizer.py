@@ -32,6 +32,7 @@ PROBES = ("A", "z")
 CONTINUATIONS = ("A", "z", " a", "\n", "0", ".", ",", "é")
 CONTEXT = 8  # tokens
 ANCHOR = "☺"  # joins no token with what follows it
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, SyntaxError)  # in parsers
 JSON_PARSERS = ("json_tools", "longcat")  # of mlx-lm
 
 
@@ -207,7 +208,7 @@ class Tokenizer:
         try:
             parsed: Any = self._wrapper.tool_parser(text, list(tools))
         # The parsers are many and small, and meet whatever a model writes.
-        except (ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
+        except (*MALFORMED, ArithmeticError, MemoryError) as error:
             raise ValueError(str(error)) from error
         calls = parsed if isinstance(parsed, list) else [parsed]
         for call in calls:

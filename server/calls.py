@@ -11,13 +11,14 @@ from typing import Any
 
 from engine.tokenizer import Tokenizer, tool_arguments
 
+from .call_shapes import is_safe
 from .delta import NOTHING, CallDelta, Delta
 from .json_call import JsonCall
 
 logger = logging.getLogger("commons.server")
 
 MOST_CALL = 1 << 20  # characters of a call in JSON
-# In other formats, whose parsers search a malformed text over and over while streams wait.
+# In other formats, whose parsers search a text in slow steps while streams wait.
 MOST_SEARCHED = 1 << 17
 
 # What may be a function's name though none of that name is offered; some parsers take any text.
@@ -131,6 +132,8 @@ class Calls:
     def _read(self, text: str) -> list[Read]:
         """The calls in ``text``; none where it cannot be read."""
         try:
+            if not (self._name or is_safe(self._tokenizer.tool_format, text)):
+                return []
             if self._name:
                 arguments = text if text.strip() else "{}"
                 named = isinstance(json.loads(arguments), dict)

@@ -36,6 +36,7 @@ from .output import CallDelta, Delta
 from .replies import ChatReplies, chat_prompt
 from .stable import Stable
 from .template_options import template_options
+from .thinking_budget import thinking_budget
 from .tool_choice import tool_choice
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -121,6 +122,8 @@ class ChatRequest(GenerationFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
+    thinking_token_budget: int | None = None
+    thinking_budget: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -185,6 +188,7 @@ class _Plan:
         tools = tool_dicts(body.tools or [])
         choice = tool_choice(body.tool_choice, tools)
         self._tools = choice.shown(tools)
+        self._budget = thinking_budget(body, model.tokenizer)
         self._options = template_options(body, body.messages[-1].role)
         one = body.parallel_tool_calls is False
         self.wanted = wanted(body.answer(), choice, tools, self._tokenizer, one=one)
@@ -206,7 +210,7 @@ class _Plan:
         if body.max_completion_tokens is not None:
             wanted, param = body.max_completion_tokens, "max_completion_tokens"
         most = self._room.reply(len(prompt.tokens), wanted, param, "messages")
-        return self._replies.plan(prompt, most, grammar)
+        return self._replies.plan(prompt, most, grammar, self._budget)
 
 
 # what comes in

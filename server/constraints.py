@@ -20,6 +20,7 @@ from scheduler.tenant import Tenant
 from .call_rules import call_rules, can_force
 from .compiling import TooBusy, TooLong
 from .errors import ApiError, bad_request
+from .freeform import Format, bound
 from .generation import TextThreads
 from .structured import Answer
 from .tool_choice import ToolChoice
@@ -46,15 +47,17 @@ def wanted(
     tokenizer: Tokenizer,
     *,
     one: bool = False,
+    formats: Mapping[str, Format] | None = None,
 ) -> Wish | None:
     """What tells how replies have to look; None where anything will do.
 
-    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call. Their
-    schemas may be large, so the grammar is to be written on a worker thread.
+    ``tools`` are all that are offered, in the shape of chats; ``one`` allows but one call;
+    ``formats`` are the grammars of freeform ones, by name. Schemas may be large, so the grammar is
+    to be written on a worker thread.
     """
     if not choice.forced and answer is None:
         return None
-    return partial(_wanted, answer, choice, tools, tokenizer, one)
+    return partial(_wanted, answer, choice, tools, tokenizer, one, formats or {})
 
 
 def _wanted(
@@ -63,13 +66,15 @@ def _wanted(
     tools: Sequence[Mapping[str, Any]] | None,
     tokenizer: Tokenizer,
     one: bool,
+    formats: Mapping[str, Format],
 ) -> Wanted:
     """How replies have to look. Raises ApiError."""
     blamed = "tool_choice" if answer is None or choice.forced else answer.field
     if tokenizer.harmony:  # whose answers lie in channels
         message = f"{blamed}: this model's replies have a form that cannot be enforced."
         raise bad_request(message, blamed, "unsupported")
-    numbered = [(i, tool["function"]) for i, tool in enumerate(tools or ()) if choice.may(tool)]
+    may = [(i, tool["function"]) for i, tool in enumerate(tools or ()) if choice.may(tool)]
+    numbered = [(i, bound(function, formats)) for i, function in may]
     if not numbered:
         assert answer is not None
         return Wanted(_whole(answer), ((answer.field, _whole(answer)),))

@@ -46,8 +46,8 @@ class HarmonySections:
     A reply that begins without a header is text, as the rest of one that the prompt begins is.
     """
 
-    def __init__(self, stops: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> None:
-        self._matcher = Matcher(_edges(), FIRST, stops, deaf=HEADERS)
+    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._matcher = Matcher(_edges(), FIRST)
         self._tools = {str(tool["function"]["name"]) for tool in tools}
         self._header = ""
         self._no_header = False
@@ -80,7 +80,7 @@ class HarmonySections:
             return [Segment(self._kind, text)]
         if state == BETWEEN:
             return [Segment(GAP)]
-        return [Segment(END, stop=self._matcher.stop_of(state))]
+        return [Segment(END)]
 
     def _in_header(self, text: str) -> list[Segment]:
         if self._no_header:

@@ -13,7 +13,7 @@ from engine.tokenizer import Detokenizer, Tokenizer
 from .calls import Calls
 from .delta import NOTHING, CallDelta, Delta
 from .harmony import HarmonySections
-from .sections import CALL, END, GAP, TEXT, THOUGHT, Kind, Sections, Segment, marked
+from .sections import CALL, END, GAP, TEXT, THOUGHT, Kind, Sections, Segment, Stopped, marked
 
 __all__ = ["NOTHING", "CallDelta", "Delta", "Ending", "Output"]
 
@@ -23,8 +23,9 @@ Ending = Literal["stop", "tool_calls"]
 class Output:
     """Parses one reply as it comes.
 
-    ``tokenizer`` None means plain text: no thoughts, no calls, only ``stops``. Text that may
-    yet turn out to be a stop string or a marker is held back until that is decided. With
+    ``tokenizer`` None means plain text: no thoughts, no calls, only ``stops``, which are
+    not looked for in thoughts and calls. Text that may yet turn out to be a stop string or a marker
+    is held back until that is decided. With
     ``incremental`` calls come in pieces as they are written; without, only whole ones. A
     ``formed`` reply is all answer from where an answer begins: a grammar sees to that.
 
@@ -149,5 +150,6 @@ def _sections(
 ) -> Sections | None:
     """The format of a reply; None for text without an end of its own."""
     if tokenizer is not None and tokenizer.harmony:
-        return HarmonySections(stops, tools)
+        sections = HarmonySections(tools)
+        return Stopped(sections, stops) if stops else sections
     return marked(tokenizer, stops, tools, thinking=thinking, formed=formed)

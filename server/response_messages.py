@@ -22,16 +22,17 @@ def template_messages(
 ) -> list[Message]:
     """All items as messages, the same items always as the same ones. Raises ApiError 400.
 
-    ``instructions`` and the leading system and developer items become one system message, for a
-    template takes one; later ones reach the model as marked parts of user messages. What the
-    model said in one turn is one message, and so is what a user said without an answer between,
-    since templates want turns.
+    ``instructions``, or the leading system and developer items where there are none, are the
+    system message, for a template takes one; others reach the model as marked parts of user
+    messages. What the model said in one turn is one message, and so is what a user said without
+    an answer between, since templates want turns.
     """
     leading = 0
-    while leading < len(items) and _instructs(items[leading]):
+    # Templates put tools behind the system message. Instructions are a client's own and the same
+    # for all of its sessions; its developer items tell of one session's folder and permissions.
+    while not instructions and leading < len(items) and _instructs(items[leading]):
         leading += 1
-    system = [instructions] if instructions else []
-    system += [_text(item) for item in items[:leading]]
+    system = [instructions] if instructions else [_text(item) for item in items[:leading]]
     turns = _Turns(toolbox)
     if system:
         turns.messages.append({"role": "system", "content": system})

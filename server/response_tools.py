@@ -13,10 +13,13 @@ import msgspec
 
 from .body import convert
 from .errors import bad_request
+from .freeform import Format
 from .tool_choice import tool_choice
 
 MOST_TOOLS = 1024
 MOST_NAME = 256  # characters
+MOST_GRAMMARS = 256 << 10  # characters of all tools' grammars
+SYNTAXES = ("lark", "regex")
 JOINT = "__"  # between a namespace and a name
 # Types whose calls a service answers by itself; the client can do nothing with one.
 HOSTED = frozenset(
@@ -96,6 +99,8 @@ class Toolbox:
         self._known: dict[str, Known] = {}
         self._flat: dict[Known, str] = {}
         self._offered: dict[str, dict[str, Any]] = {}
+        self.formats: dict[str, Format] = {}  # of freeform tools, by the model's names for them
+        self._grammars = 0  # characters
         for i, tool in enumerate(tools):
             self._add(tool, f"tools[{i}]", None)
         self.all = list(self._offered.values())
@@ -117,7 +122,11 @@ class Toolbox:
             self._offer(Known("function", spec.name, namespace), _function(spec), where)
         elif kind == "custom":
             custom = convert(tool, CustomSpec, where)
-            self._offer(Known("custom", custom.name, namespace), _freeform(custom), where)
+            known = Known("custom", custom.name, namespace)
+            format = _format(custom, where)
+            self._offer(known, _freeform(custom, format), where)
+            if format is not None:
+                self._keep(self._flat[known], format)
         elif kind == "namespace" and namespace is None:
             self._add_namespace(convert(tool, NamespaceSpec, where), where)
         elif kind not in HOSTED:
@@ -126,6 +135,12 @@ class Toolbox:
                 f"{where}.type",
                 "unsupported",
             )
+
+    def _keep(self, name: str, format: Format) -> None:
+        self.formats[name] = format
+        self._grammars += len(format.definition)
+        if self._grammars > MOST_GRAMMARS:
+            raise bad_request("The tools' grammars are too large.", "tools")
 
     def _add_namespace(self, spec: NamespaceSpec, where: str) -> None:
         _check_name(spec.name, where)
@@ -199,11 +214,22 @@ def _function(spec: FunctionSpec) -> dict[str, Any]:
     return made
 
 
-def _freeform(spec: CustomSpec) -> dict[str, Any]:
-    """A freeform tool as a function; a grammar is told, for nothing keeps the model to it."""
+def _format(spec: CustomSpec, where: str) -> Format | None:
+    """The grammar that a tool's input is to follow."""
+    given, where = spec.format or {"type": "text"}, f"{where}.format"
+    if given.get("type") == "text":
+        return None
+    if given.get("type") != "grammar":
+        raise bad_request("The type of a format is text or grammar.", where)
+    format = convert(given, Format, where)
+    if format.syntax not in SYNTAXES:
+        raise bad_request(f"The syntax of a grammar is {' or '.join(SYNTAXES)}.", where)
+    return format
+
+
+def _freeform(spec: CustomSpec, format: Format | None) -> dict[str, Any]:
+    """A freeform tool as a function; a grammar is told, too, for not every reply is kept to it."""
     texts = [spec.description] if spec.description else []
-    grammar = spec.format or {}
-    if isinstance(grammar.get("definition"), str):
-        syntax = str(grammar.get("syntax", ""))[:40]
-        texts.append(f"The input follows this {syntax} grammar:\n{grammar['definition']}")
+    if format is not None:
+        texts.append(f"The input follows this {format.syntax} grammar:\n{format.definition}")
     return {"description": "\n\n".join(texts), "parameters": FREEFORM}

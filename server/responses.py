@@ -38,6 +38,7 @@ from .response_stream import ResponseStream
 from .response_tools import Toolbox
 from .stable import Stable
 from .template_options import template_options
+from .thinking_budget import thinking_budget
 
 
 class Responses(Dialect):
@@ -155,9 +156,12 @@ class _Plan:
         self._tools = asked.tools.offered
         self._room = room
         self._messages = template_messages(asked.items, asked.tools, body.instructions)
+        self._budget = thinking_budget(body, model.tokenizer)
         self._options = template_options(body, self._messages[-1]["role"])
         tools, one = asked.tools, body.parallel_tool_calls is False
-        self.wanted = wanted(body.answer(), tools.choice, tools.all, self._tokenizer, one=one)
+        self.wanted = wanted(
+            body.answer(), tools.choice, tools.all, self._tokenizer, one=one, formats=tools.formats
+        )
         self._replies = ChatReplies(
             model, body, variant, self._tools, self.wanted, one_call=one, logprobs=body.logprobs
         )
@@ -176,7 +180,7 @@ class _Plan:
         """How the engine is to answer. Raises ApiError where the context does not last."""
         wanted = self._body.max_output_tokens
         most = self._room.reply(len(prompt.tokens), wanted, "max_output_tokens", "input")
-        return self._replies.plan(prompt, most, grammar)
+        return self._replies.plan(prompt, most, grammar, self._budget)
 
 
 async def _whole(request: Request, reply: Reply) -> Response:

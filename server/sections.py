@@ -58,7 +58,7 @@ class Matcher:
     """Runs text through states that strings lead out of; stop strings lead to an end."""
 
     def __init__(
-        self, edges: Edges, first: str, stops: Sequence[str], deaf: Collection[str] = ()
+        self, edges: Edges, first: str, stops: Sequence[str] = (), deaf: Collection[str] = ()
     ) -> None:
         """In ``deaf`` states stop strings mean nothing."""
         self._stops = stops
@@ -67,6 +67,8 @@ class Matcher:
             if state not in deaf:
                 leads.extend((stop, f"{STOPPED}{i}") for i, stop in enumerate(stops))
         whole = {**edges, **ends}.items()
+        strings = [string for leads in edges.values() for string, _ in leads]
+        self._most_held = max(map(len, strings), default=1) - 1
         machine = _machine(tuple((state, tuple(leads)) for state, leads in whole))
         self._runtime = machine.make_state(first)
 
@@ -77,8 +79,12 @@ class Matcher:
 
     def split(self, text: str) -> list[tuple[str, str]]:
         """State and text of all that is decided; an end is a state of its own."""
-        self._runtime, pieces = TextStateMachine.split(self._runtime, text)
-        return list(pieces)
+        runtime, pieces = TextStateMachine.split(self._runtime, text)
+        state, node, states, held = runtime
+        # It holds all back from where a match first began, also where that has failed since.
+        rest = max(0, len(held) - self._most_held)
+        self._runtime = (state, node, states, held[rest:])
+        return [*pieces[:-1], (state, pieces[-1][1] + held[:rest])]
 
     def flush(self) -> str:
         """What was held back."""
@@ -98,16 +104,55 @@ def _machine(edges: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]) -> Text
     return TextStateMachine(dict(edges))
 
 
+class Stopped:
+    """A format with stop strings in its text, where its own states cannot have them."""
+
+    def __init__(self, sections: Sections, stops: Sequence[str]) -> None:
+        self._sections = sections
+        self._stops = stops
+        self._matcher = self._fresh()
+
+    @property
+    def kind(self) -> Kind:
+        return self._sections.kind
+
+    def split(self, text: str) -> list[Segment]:
+        return self._stopped(self._sections.split(text))
+
+    def flush(self) -> list[Segment]:
+        return [*self._stopped(self._sections.flush()), *self._held()]
+
+    def _stopped(self, segments: Sequence[Segment]) -> list[Segment]:
+        found: list[Segment] = []
+        for segment in segments:
+            if segment.kind != TEXT:
+                found += [*self._held(), segment]
+                continue
+            for state, piece in self._matcher.split(segment.text):
+                found.append(Segment(_kind(state), piece, stop=self._matcher.stop_of(state)))
+        return found
+
+    def _held(self) -> list[Segment]:
+        """What was held back of a text that is over."""
+        rest, self._matcher = self._matcher.flush(), self._fresh()
+        return [Segment(TEXT, rest)] if rest else []
+
+    def _fresh(self) -> Matcher:
+        return Matcher({TEXT: []}, TEXT, self._stops)
+
+
 class MarkedSections:
     """Thoughts and calls between markers of their own, as most templates have them.
 
+    Stop strings are for the text: what a thought or the arguments of a call hold ends no reply.
     In an answer of a given form (``formed``) there are none: what looks like one is its text.
     """
 
     def __init__(
         self, edges: Edges, stops: Sequence[str], *, thinking: bool, formed: bool = False
     ) -> None:
-        self._matcher = Matcher(edges, THOUGHT if thinking else TEXT, stops)
+        first = THOUGHT if thinking else TEXT
+        self._matcher = Matcher(edges, first, stops, deaf=(THOUGHT, CALL))
         self._formed = formed
         self._stops = stops
 

@@ -16,6 +16,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from .errors import ApiError, bad_request
+from .finite import is_finite
 from .formats import exact
 
 MOST_SCHEMA = 256 << 10  # bytes, as JSON
@@ -107,6 +108,8 @@ def json_rule(field: str, schema: Any, *, lenient: bool = False) -> str:
     text = json.dumps(exact(schema) | {"x-guidance": options})
     if len(text) > MOST_SCHEMA:
         raise bad_request(f"{field}: the schema is larger than {MOST_SCHEMA >> 10} KiB.", field)
+    if '"$ref"' in text and not is_finite(schema):
+        raise bad_request(f"{field}: values of this schema would never end; see its $ref.", field)
     return f"%json {text}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from .errors import bad_request
+from .thinking_budget import ARGUMENT
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 QUIET = ("none", "minimal")
@@ -31,7 +32,7 @@ def template_options(body: Wishes, last_role: str) -> dict[str, Any]:
     """The options that a body asks for. Raises ApiError, also where it contradicts itself."""
     options = _effort(body.reasoning_effort, "reasoning_effort")
     for name, value in (body.chat_template_kwargs or {}).items():
-        options |= _argument(name, value)
+        options |= {name: value} if name == ARGUMENT else _argument(name, value)
     if body.enable_thinking is not None:
         options["enable_thinking"] = body.enable_thinking
     _check_thinking(body)

@@ -70,14 +70,15 @@ def message(role: str, *texts: str) -> Item:
     return {"type": "message", "role": role, "content": content}
 
 
-def opening(task: str) -> list[Item]:
-    """What a session begins with."""
+def opening(task: str, folder: str = "/src") -> list[Item]:
+    """What a session in a folder begins with."""
+    writable = f"{prose(60, 1)} The writable root is `{folder}`."
+    rules = f"# AGENTS.md\n\n<INSTRUCTIONS>\n{prose(500, 2)}\n</INSTRUCTIONS>"
+    place = f"<environment_context>\n  <cwd>{folder}</cwd>\n</environment_context>"
     return [
-        message(
-            "developer", f"<permissions instructions>{prose(60, 1)}</permissions instructions>"
-        ),
-        message("user", f"# AGENTS.md\n\n<INSTRUCTIONS>\n{prose(500, 2)}\n</INSTRUCTIONS>"),
-        message("user", "<environment_context>\n  <cwd>/src</cwd>\n</environment_context>"),
+        message("developer", f"<permissions instructions>{writable}</permissions instructions>"),
+        message("user", rules),
+        message("user", place),
         message("user", task),
     ]
 
@@ -108,7 +109,7 @@ def body(model: str, items: list[Item], **more: Any) -> Item:
     """A request for the next turn."""
     return {
         "model": model,
-        "instructions": INSTRUCTIONS + prose(1200, 3),
+        "instructions": INSTRUCTIONS + prose(2000, 3),
         "input": items,
         "tools": tools(),
         "tool_choice": "auto",

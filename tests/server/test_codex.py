@@ -1,14 +1,16 @@
-"""A conversation of Codex's shape: the prefix of every turn is the whole turn before."""
+"""Conversations of Codex's shape: what prompts share with the last turn, and between sessions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.clients import codex
 from tests.clients.thinking import thinking_dir
+from tests.clients.turns import Turn
 
 from .process import PATIENCE, Server
 from .responses import ROUTE, parsed
@@ -26,17 +28,34 @@ def http() -> Iterator[httpx.Client]:
         yield client
 
 
+def asked(http: httpx.Client, items: list[codex.Item], **more: Any) -> tuple[Any, Turn]:
+    """The response to a conversation, and what its prompt cost."""
+    body = codex.body(MODEL, items, max_output_tokens=8, **more)
+    answer = http.post(ROUTE, json=body)
+    assert answer.status_code == 200, answer.text
+    response = parsed(answer.text)[-1]["response"]
+    usage = response["usage"]
+    return response, Turn(usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"])
+
+
+def test_sessions_in_different_folders_share_instructions_and_tools(http: httpx.Client) -> None:
+    """The template puts the tools behind the system message."""
+    shared: dict[str, Any] = {"cache_salt": "folders"}
+    asked(http, codex.opening("Find out why the test fails.", "/src/one"), **shared)
+    for folder in ("/home/two/src", "/tmp/three"):
+        _, turn = asked(http, codex.opening("Add a test.", folder), **shared)
+        assert turn.reused >= 0.8, (folder, turn)
+
+
 def test_ten_turns_reuse_what_came_before(http: httpx.Client) -> None:
     items = codex.opening("Find out why the test fails.")
-    for turn in range(TURNS):
-        answer = http.post(ROUTE, json=codex.body(MODEL, items, max_output_tokens=8))
-        assert answer.status_code == 200, answer.text
-        response = parsed(answer.text)[-1]["response"]
-        prompt = response["usage"]["input_tokens"]
-        cached = response["usage"]["input_tokens_details"]["cached_tokens"]
-        if turn:
-            assert cached >= 0.95 * prompt, (turn, prompt, cached)
+    for number in range(TURNS):
+        response, turn = asked(http, items)
+        if number:
+            assert turn.reused >= 0.95, (number, turn)
         items += [codex.kept(item) for item in response["output"]]
-        items += codex.calls(turn) if turn % 3 else [codex.message("user", codex.prose(5, turn))]
-        if turn == 4:
+        items += (
+            codex.calls(number) if number % 3 else [codex.message("user", codex.prose(5, number))]
+        )
+        if number == 4:
             items.append(codex.message("developer", "Approvals: never."))

@@ -82,8 +82,10 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "metadata": st.dictionaries(TEXTS, mostly(TEXTS, ANYTHING), max_size=2),
     "store": st.booleans(),
     "enable_thinking": st.booleans(),
+    "thinking_token_budget": st.integers(-2, 3),
+    "thinking_budget": st.integers(-2, 3),
     "chat_template_kwargs": st.dictionaries(
-        st.sampled_from(["enable_thinking", "thinking", "reasoning_effort"]),
+        st.sampled_from(["enable_thinking", "thinking", "reasoning_effort", "thinking_budget"]),
         mostly(st.booleans(), ANYTHING),
         max_size=2,
     ),

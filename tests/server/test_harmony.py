@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,10 @@ from mlx_lm.utils import load_tokenizer
 
 from engine import embedded, harmony
 from engine.tokenizer import Prompt, Tokenizer
+from server.chat import ChatRequest
+from server.errors import ApiError
 from server.output import Delta, Output
+from server.thinking_budget import thinking_budget
 
 from .support import Pieces
 
@@ -156,9 +160,19 @@ def test_thoughts_are_counted() -> None:
     assert output.reasoning == len(tokenizer().encode("Hm."))
 
 
-def test_stop_strings_do_not_end_a_header() -> None:
-    delta, output, _ = parsed(ANALYSIS + FINAL, stops=["analysis", "es"])
-    assert (shown(delta), output.stop) == (("Y", "Hm.", []), "es")
+def test_stop_strings_are_for_the_text() -> None:
+    text = ANALYSIS + CALL.replace("<|call|>", "<|end|>") + FINAL
+    for said in (text, list(text)):
+        delta, output, _ = parsed(said, stops=["analysis", "H", "x", "es"])
+        assert (shown(delta), output.stop) == (("Y", "Hm.", [("look", '{"x": "é"}')]), "es")
+
+
+def test_half_a_stop_string_is_shown_before_what_follows() -> None:
+    text = FINAL.replace("<|return|>", "<|end|>") + CALL
+    delta, output, deltas = parsed(list(text), stops=["s.!"], incremental=True)
+    assert (shown(delta), output.stop) == (("Yes.", "", [("look", '{"x": "é"}')]), None)
+    kinds = [bool(d.text) for d in deltas if d]
+    assert kinds == sorted(kinds, reverse=True)
 
 
 def test_no_tools_no_calls() -> None:
@@ -241,3 +255,10 @@ def test_both_ends_end_a_reply() -> None:
     ends = {tokenizer().encode(end)[0] for end in harmony.ENDS}
     assert tokenizer().end_ids == ends
     assert json.loads(parsed(CALL)[0].calls[0].arguments) == {"x": "é"}
+
+
+def test_thoughts_in_channels_have_no_budget() -> None:
+    body = msgspec.convert({"model": "m", "messages": [], "thinking_budget": 9}, ChatRequest)
+    with pytest.raises(ApiError) as refused:
+        thinking_budget(body, tokenizer())
+    assert (refused.value.param, refused.value.code) == ("thinking_budget", "unsupported")

@@ -32,7 +32,7 @@ from .support import MODEL
 CASES = 2000
 # Bodies of many levels take long to make up. What has no body has little to vary; of the others,
 # each gets the same part of what is left.
-DEEP, FLAT = 60, 60
+DEEP, FLAT = 80, 60
 CHECKS: list[Any] = [
     not_a_server_error,
     status_code_conformance,
@@ -41,6 +41,7 @@ CHECKS: list[Any] = [
 ]
 NEEDED = ("model", "messages", "prompt", "input", "max_tokens", "max_output_tokens")
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+BUDGETS = ("thinking_token_budget", "thinking_budget")
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 BUSY = [operation.name for operation in OPERATIONS if operation.body is not None]
 QUIET = [operation.name for operation in OPERATIONS if operation.body is None]
@@ -117,7 +118,7 @@ def answerable(case: Case) -> Case:
     if isinstance(case.body, dict):
         if "model" in case.body:
             case.body["model"] = MODEL
-        for name in LENGTHS:
+        for name in (*LENGTHS, *BUDGETS):
             if isinstance(case.body.get(name), int):
                 case.body[name] %= 5
     return case

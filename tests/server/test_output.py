@@ -59,7 +59,13 @@ CASES: list[tuple[str, str, dict[str, Any], tuple[str, str, list[Any]], str | No
     ("a stop inside another", "xabcy", {"stops": ["abd", "b"]}, ("xa", "", []), "stop"),
     ("nearly a stop", "one tw", {"stops": ["two"]}, ("one tw", "", []), None),
     ("a stop after half of it", "ttwo", {"stops": ["two"]}, ("t", "", []), "stop"),
-    ("a stop in a thought", "<think>a STOP b", {"stops": ["STOP"]}, ("", "a ", []), "stop"),
+    (
+        "a stop in a thought",
+        "<think>a STOP b</think>c STOP d",
+        {"stops": ["STOP"]},
+        ("c ", "a STOP b", []),
+        "stop",
+    ),
     ("thought", "<think>\nhm\n</think>\n\nyes", {}, ("yes", "hm\n", []), None),
     ("inside a thought", "\nhm</think>yes", {"thinking": True}, ("yes", "hm", []), None),
     ("unfinished thought", "hm</thin", {"thinking": True}, ("", "hm</thin", []), None),
@@ -102,7 +108,13 @@ CASES: list[tuple[str, str, dict[str, Any], tuple[str, str, list[Any]], str | No
     ("unfinished call", '<tool_call>{"name": "lo', {}, ('{"name": "lo', "", []), None),
     ("half an end", "<tool_call>x</tool", {}, ("x</tool", "", []), None),
     ("half a start", "x<tool_ca", {}, ("x<tool_ca", "", []), None),
-    ("a stop in a call", "<tool_call>ab STOP", {"stops": ["STOP"]}, ("ab ", "", []), "stop"),
+    (
+        "a stop in a call",
+        call(x="a STOP b") + "STOP c",
+        {"stops": ["STOP"]},
+        ("", "", [(0, "look", {"x": "a STOP b"})]),
+        "stop",
+    ),
     ("no tools offered", call(), {"tools": ()}, (call(), "", []), None),
     (
         "plain text dialect",
@@ -133,6 +145,13 @@ def test_text_is_not_held_back_without_need() -> None:
     output = Output(Pieces(["a", " t", "x", " tw", "o!"]), ["two"])  # type: ignore[arg-type]
     assert [output.add(i).text for i in range(5)] == ["a", " ", "tx", " ", ""]
     assert output.ended == "stop"
+
+
+def test_text_that_begins_a_stop_again_and_again_comes_nevertheless() -> None:
+    output = Output(Pieces("a" * 99 + "b"), ["aaab"])  # type: ignore[arg-type]
+    texts = [output.add(i).text for i in range(100)]
+    assert texts == [""] * 3 + ["a"] * 96 + [""]
+    assert output.stop == "aaab"
 
 
 def test_nothing_comes_after_the_end() -> None:

@@ -132,9 +132,12 @@ async def test_namespaced_tool_comes_back_as_the_client_knows_it(
     assert "<tool_response>\na.txt\n</tool_response>" in service.prompt
 
 
+def custom(**format: str) -> dict[str, Any]:
+    return {"type": "custom", "name": "apply", "description": "Patch.", "format": format}
+
+
 async def test_freeform_tool(http: httpx.AsyncClient, service: Scripted) -> None:
-    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
-    tools = [{"type": "custom", "name": "apply", "description": "Patch.", "format": grammar}]
+    tools = [custom(type="grammar", syntax="lark", definition="start: /.+/")]
     service.says = (
         '<tool_call>\n{"name": "apply", "arguments": {"input": "*** a\\n"}}\n</tool_call>'
     )
@@ -193,12 +196,14 @@ async def test_instructions_and_developer_items(http: httpx.AsyncClient, service
         {"role": "assistant", "content": [{"type": "output_text", "text": "F"}]},
         {"role": "user", "content": "G"},
     ]
-    await whole(http, instructions="A", input=items)
     user = "C\n\nD\n\n<system-reminder>\nE\n</system-reminder>"
-    assert service.prompt.startswith(
-        f"<|im_start|>system\nA\n\nB<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
-    )
-    assert "F<|im_end|>\n<|im_start|>user\nG<|im_end|>" in service.prompt
+    begun = f"<system-reminder>\nB\n</system-reminder>\n\n{user}"
+    for instructions, system, first in (("A", "A", begun), (None, "B", user), ("", "B", user)):
+        await whole(http, instructions=instructions, input=items)
+        assert service.prompt.startswith(
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{first}<|im_end|>\n"
+        )
+        assert "F<|im_end|>\n<|im_start|>user\nG<|im_end|>" in service.prompt
 
 
 async def test_thoughts_come_back_sealed(http: httpx.AsyncClient, service: Scripted) -> None:
@@ -313,6 +318,16 @@ async def test_continued_by_id(http: httpx.AsyncClient, service: Scripted) -> No
         ({"tools": [{"type": "shell"}]}, "tools[0].type"),
         ({"tools": [{"type": ["function"]}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [custom(type="xml")]}, "tools[0].format"),
+        ({"tools": [custom(type="grammar", syntax="lark")]}, "tools[0].format.definition"),
+        (
+            {"tools": [custom(type="grammar", syntax="peg", definition="a")]},
+            "tools[0].format",
+        ),
+        (
+            {"tools": [custom(type="grammar", syntax="lark", definition="a" * 300_000)]},
+            "tools",
+        ),
         ({"tools": [TOOL, TOOL]}, "tools[1].name"),
         ({"tools": [{**NAMESPACE, "tools": [NAMESPACE]}]}, "tools[0].tools[0].type"),
         ({"tools": [TOOL | {"name": f"t{i}"} for i in range(1025)]}, "tools"),

@@ -191,6 +191,7 @@ BAD_SCHEMAS: dict[str, Any] = {
     "deep": nested(200),
     "wide": {"enum": [f"value {i}" for i in range(50_000)]},
     "endless": recursive(),
+    "without end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     "elsewhere": {"$ref": "https://example.com/schema.json"},
     "dangling": {"$ref": "#/$defs/none"},
     "unknown type": {"type": "float"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,6 +152,33 @@ def test_the_sdk_streams_a_forced_call(server: Server) -> None:
                 text += piece.function.arguments or ""
     assert (names, reason) == (["weather"], "tool_calls")
     jsonschema.validate(json.loads(text), WEATHER)
+
+
+PATCH = 'start: line ~ 2\nline: ("+" | "-") /["é\\\\a-c]{1,3}/ "\\n"'
+
+
+@pytest.mark.parametrize(
+    ("syntax", "definition", "pattern"),
+    [("lark", PATCH, r'([+-]["é\\a-c]{1,3}\n){2}'), ("regex", r"^(\d\t){3}$", r"(\d\t){3}")],
+)
+def test_a_freeform_input_by_a_grammar(
+    server: Server, syntax: str, definition: str, pattern: str
+) -> None:
+    grammar = {"type": "grammar", "syntax": syntax, "definition": definition}
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        response = client.responses.create(
+            model="commons-tiny",
+            input="Change it.",
+            tools=[{"type": "custom", "name": "apply", "format": grammar}],  # type: ignore[list-item]
+            tool_choice={"type": "custom", "name": "apply"},
+            parallel_tool_calls=False,
+            max_output_tokens=200,
+            temperature=1,
+            extra_body={"seed": 3},
+        )
+    (call,) = response.output
+    assert call.type == "custom_tool_call"
+    assert re.fullmatch(pattern, call.input), call.input
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,27 @@ async def test_thought(http: httpx.AsyncClient, service: Scripted) -> None:
     assert "reasoning_content" not in message
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"thinking_token_budget": 7},
+        {"thinking_budget": 7},
+        {"thinking_budget": 7, "chat_template_kwargs": {"thinking_budget": 7}},
+    ],
+)
+async def test_thinking_budget_reaches_the_engine(
+    http: httpx.AsyncClient, service: Scripted, asked: dict[str, Any]
+) -> None:
+    service.says = "hm</think>\n\nyes"
+    for path, said in ((ROUTE, body()), ("/v1/responses", {"model": "m", "input": "go"})):
+        (await http.post(path, json=said | asked)).raise_for_status()
+        constraint = service.requests[-1].constraint
+        assert constraint is not None
+        assert constraint.budget == 7
+        (await http.post(path, json=said | {"thinking_budget": -1})).raise_for_status()
+        assert service.requests[-1].constraint is None
+
+
 async def test_stop_string_leaves_no_reply_behind(
     http: httpx.AsyncClient, service: Scripted
 ) -> None:
