@@ -15,6 +15,9 @@ from .request_log import log_body
 MOST_BODY = 64 << 20  # bytes
 JSON_TYPE = re.compile(r"application/([\w.+-]*\+)?json\s*(;.*)?", re.IGNORECASE)
 TOO_DEEP = 200  # levels; deeper ones are not read
+MOST_CONTAINERS = 100_000  # objects and lists; to read and check them keeps streams waiting
+MOST_BRACKETS = 4 * MOST_CONTAINERS  # those in texts, too; to tell them apart takes time
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 # Half of a pair in a string, which has no UTF-8. The escape before it may itself be escaped.
 UNPAIRED = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:"
@@ -50,6 +53,7 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
     nothing here; those in ``refused`` would change the answer and are refused by name.
     """
     try:
+        _check_size(body)
         fields = msgspec.json.decode(body)
         if isinstance(fields, dict):
             _refuse(fields, refused)
@@ -62,6 +66,29 @@ def decode(body: bytes, kind: type[T], refused: Refused) -> T:
     except RecursionError as error:
         param = deep_field(body, TOO_DEEP)
         raise bad_request("The body is nested too deeply.", param) from error
+
+
+def _check_size(body: bytes) -> None:
+    """Raises ApiError 400 for more than ``MOST_CONTAINERS``.
+
+    Brackets in texts are not counted, unless there are more than any context has room for.
+    """
+    brackets = _brackets(body)
+    if brackets <= MOST_CONTAINERS:
+        return
+    if not body.lstrip().startswith(b"{"):
+        raise bad_request("The body is not an object.")
+    count = 0
+    for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
+        text = bytes(value)
+        count += _brackets(text if brackets > MOST_BRACKETS else STRING.sub(b"", text))
+        if count > MOST_CONTAINERS:
+            message = f"The body holds more than {MOST_CONTAINERS:,} objects and lists."
+            raise bad_request(message, name[:64])
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"{") + text.count(b"[")
 
 
 def convert(value: Any, kind: type[T], where: str = "") -> T:

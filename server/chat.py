@@ -88,7 +88,7 @@ class ChatMessage(msgspec.Struct):
     reasoning: str | None = None
 
 
-class ToolFunction(msgspec.Struct, omit_defaults=True):
+class ToolFunction(msgspec.Struct):
     """A function that the model may call; its schema is passed on as it is."""
 
     name: str
@@ -282,8 +282,13 @@ def tool_dicts(tools: list[Tool]) -> list[dict[str, Any]]:
     for i, tool in enumerate(tools):
         if tool.type != "function":
             raise bad_request(f"A tool of type {tool.type[:40]!r} cannot be served.", f"tools[{i}]")
-    offered: list[dict[str, Any]] = msgspec.to_builtins(tools)
-    return [{"type": "function", "function": tool["function"]} for tool in offered]
+    return [{"type": "function", "function": _function_dict(tool.function)} for tool in tools]
+
+
+def _function_dict(function: ToolFunction) -> dict[str, Any]:
+    """What is given of a function; its schema, which may be large, is not copied."""
+    given = {name: getattr(function, name) for name in function.__struct_fields__}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _top_logprobs(body: ChatRequest) -> int | None:

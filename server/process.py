@@ -22,6 +22,7 @@ from scheduler.service import LoadFailed, Service
 from .access import Access
 from .app import create_app
 from .config import ServerConfig
+from .garbage import collect_seldom
 from .http_counts import HttpCounts
 from .launch import BACKLOG
 from .reload import Reloader, warn_of_keys
@@ -50,6 +51,7 @@ class _Server(uvicorn.Server):
 def serve(config: ServerConfig, startup: Startup, listener: socket.socket) -> int:
     """Serves at ``listener`` until a signal or a failure; the exit code."""
     _raise_open_files()
+    collect_seldom()
     return uvloop.run(_Process(config, startup, listener).run())
 
 

@@ -266,6 +266,9 @@ BODIES: dict[str, bytes] = {
     "deep lists": b"[" * DEEP + b"]" * DEEP,
     "deep objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
     "deep field": json.dumps(chat())[:-1].encode() + b', "x": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "many lists": json.dumps(chat())[:-1].encode() + b', "x": [' + b"[]," * DEEP + b"[]]}",
+    "many objects": json.dumps(chat())[:-1].encode() + b', "tools": [' + b"{}," * DEEP + b"{}]}",
+    "a long list": b"[" + b"[]," * DEEP + b"[]]",
     "deep tool": json.dumps(chat())[:-1].encode()
     + b', "tools": [{"function": {"name": "f", "parameters": '
     + b'{"a":' * DEEP
@@ -289,6 +292,9 @@ FIELDS: list[tuple[str, str | None]] = [
     ("deep objects", "a"),
     ("deep lists", None),
     ("deep field", "x"),
+    ("many lists", "x"),
+    ("many objects", "tools"),
+    ("a long list", None),
     ("deep tool", "tools"),
 ]
 
@@ -333,6 +339,12 @@ def test_unknown_model(http: httpx.Client, name: str) -> None:
         error = refused(http.post(route, json=body), 404)
         assert (error["param"], error["code"]) == ("model", "model_not_found")
         assert len(error["message"]) < 500
+
+
+def test_brackets_in_texts_are_no_lists(http: httpx.Client) -> None:
+    content = json.dumps(said(content="[{" * DEEP + '"\\"'), ensure_ascii=False).encode()
+    error = refused(http.post(CHAT, content=content, headers={"content-type": "application/json"}))
+    assert error["code"] == "context_length_exceeded"
 
 
 def test_harmless_values_of_unsupported_fields_are_taken(http: httpx.Client) -> None:
