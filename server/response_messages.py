@@ -22,21 +22,21 @@ def template_messages(
 ) -> list[Message]:
     """All items as messages, the same items always as the same ones. Raises ApiError 400.
 
-    ``instructions``, or the leading system and developer items where there are none, are the
+    ``instructions``, or where there are none a system or developer item at the beginning, are the
     system message, for a template takes one; others reach the model as marked parts of user
     messages. What the model said in one turn is one message, and so is what a user said without
     an answer between, since templates want turns.
     """
-    leading = 0
-    # Templates put tools behind the system message. Instructions are a client's own and the same
-    # for all of its sessions; its developer items tell of one session's folder and permissions.
-    while not instructions and leading < len(items) and _instructs(items[leading]):
-        leading += 1
-    system = [instructions] if instructions else [_text(item) for item in items[:leading]]
+    # Templates put tools behind the system message. What a client says first is its own and the
+    # same for all of its sessions; further developer items tell of one's folder and permissions.
+    rest = items
+    system = [instructions] if instructions else []
+    if not system and items and _instructs(items[0]):
+        system, rest = [_text(items[0])], items[1:]
     turns = _Turns(toolbox)
     if system:
         turns.messages.append({"role": "system", "content": system})
-    for item in items[leading:]:
+    for item in rest:
         turns.add(item)
     if not turns.messages:
         raise bad_request("input is empty.", "input")

@@ -37,7 +37,9 @@ TOGETHER = 4
 LIMIT = 1200.0  # s that a client gets; its prompt has up to 33,000 tokens
 CONTEXT = 65536
 SETTINGS = '[aliases]\n"claude-*" = "commons-tiny"\n'
-SERIES = re.compile(r"^commons_(\w+?)(?:_total)?\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
+LONG = 5_000  # tokens of a prompt that has the question; others are for titles and the like
+LEAVING = 30.0  # s until the server has noticed that a client is gone
+RUNNING = re.compile(r"^commons_requests_(?:running|waiting)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -52,6 +54,14 @@ class Client(NamedTuple):
     environment: Callable[[str], dict[str, str]]
     files: Callable[[str], dict[str, str]]
     command: Callable[[str], list[str]]
+
+
+class Told(NamedTuple):
+    """A request's tokens."""
+
+    prompt: int
+    cached: int
+    generated: int
 
 
 class Answer(NamedTuple):
@@ -180,50 +190,69 @@ def ask(
     return Answer(text, status, time.monotonic() - began)
 
 
-def counters(base: str) -> dict[str, float]:
-    """All counters of the server, summed up over their labels."""
-    with urllib.request.urlopen(f"{base}/metrics") as response:
-        text = response.read().decode()
-    sums: dict[str, float] = {}
-    for name, value in SERIES.findall(text):
-        sums[name] = sums.get(name, 0.0) + float(value)
-    return sums
+class Requests:
+    """What the server's log says of the requests that it has answered."""
+
+    def __init__(self, log: Path, base: str) -> None:
+        self._log = log
+        self.base = base
+        self._seen = 0  # lines
+
+    def new(self) -> list[Told]:
+        """Those since the last time, once none runs any more. Raises TimeoutError."""
+        deadline = time.monotonic() + LEAVING
+        while self._running():
+            if time.monotonic() > deadline:
+                raise TimeoutError("requests of clients that have ended still run")
+            time.sleep(0.1)
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        new, self._seen = lines[self._seen :], len(lines)
+        fields = map(json.loads, new)
+        return [
+            Told(f["prompt_tokens"], f.get("cached_tokens", 0), f["generated_tokens"])
+            for f in fields
+            if "generated_tokens" in f
+        ]
+
+    def _running(self) -> bool:
+        with urllib.request.urlopen(f"{self.base}/metrics") as response:
+            return any(float(value) for value in RUNNING.findall(response.read().decode()))
 
 
-def told(before: dict[str, float], after: dict[str, float]) -> tuple[float, float, float]:
-    """Requests, the share of prompt tokens that was reused, and generated tokens per request."""
-    change = {name: value - before.get(name, 0.0) for name, value in after.items()}
-    requests = max(1.0, change["requests"])
-    queries = max(1.0, change["prefix_cache_queries"])
-    return requests, change["prefix_cache_hits"] / queries, change["generation_tokens"] / requests
-
-
-def run(name: str, packages: Path, place: Path, base: str, question: str) -> bool:
+def run(
+    name: str, packages: Path, place: Path, requests: Requests, question: str, *, apart: bool
+) -> bool:
     """One client, alone and four at once; whether all got an answer."""
     client, good, asked = CLIENTS[name], True, Asked()
 
     def one(number: int) -> Answer:
-        # All in one place: clients write the paths of home and folder into their prompts.
-        return ask(client, packages, place / name, base, question, asked)
+        # Clients write the paths of home and folder into their prompts.
+        own = f"{name}-{number}" if apart else name
+        return ask(client, packages, place / own, requests.base, question, asked)
 
     for label, count in (("alone", 1), ("four at once", TOGETHER)):
-        before = counters(base)
         with ThreadPoolExecutor(TOGETHER) as pool:
             try:
                 answers = list(pool.map(one, range(count)))
             except KeyboardInterrupt:
                 asked.kill()  # or the pool would wait for their answers
                 raise
-        requests, hits, tokens = told(before, counters(base))
+        told = requests.new()
+        asking = [each for each in told if each.prompt >= LONG]
+        prompt = sum(each.prompt for each in asking)
+        hits = sum(each.cached for each in asking) / max(1, prompt)
+        longest = max((each.generated for each in asking), default=0)
         seconds = max(answer.seconds for answer in answers)
         print(
-            f"{name:9} {label:13} {seconds:6.1f} s, {requests:.0f} requests, "
-            f"{hits:6.1%} reused, {tokens:.0f} tokens an answer",
+            f"{name:9} {label:13} {seconds:6.1f} s, {prompt / max(1, len(asking)):,.0f} tokens a "
+            f"prompt, {hits:6.1%} reused, at most {longest} tokens an answer; "
+            f"{len(told) - len(asking)} requests for something else",
             flush=True,
         )
         for answer in answers:
             print(f"          [{answer.status}] {answer.text[-200:]!r}", flush=True)
-        good &= all(not a.status and a.text for a in answers) and tokens <= MOST_TOKENS
+        good &= all(not a.status and a.text for a in answers)
+        good &= len(asking) == count and longest <= MOST_TOKENS
         good &= label == "alone" or hits >= LEAST_HITS
     return good
 
@@ -234,17 +263,21 @@ def main() -> None:
     parser.add_argument("clients", nargs="*", default=list(CLIENTS), help=", ".join(CLIENTS))
     parser.add_argument("--packages", type=Path, default=Path(".clients"))
     parser.add_argument("--question", default="What is a tree?")
+    parser.add_argument(
+        "--apart", action="store_true", help="each of the four in a home and folder of its own"
+    )
     options = parser.parse_args()
     with ended_by_signals(), tempfile.TemporaryDirectory() as folder:
         install([CLIENTS[name] for name in options.clients], options.packages)
         place = Path(folder)
         settings = place / "commons.toml"
         settings.write_text(SETTINGS, encoding="utf-8")
-        more = ("--config", str(settings), "--served-model-name", embedded.NAME)
+        log = place / "requests.log"
+        more = ("--config", str(settings), "--log-json", "--log-file", str(log))
         with serving("commons", embedded.path(), place / "server.log", more) as server:
-            base = server.endpoint.base.removesuffix("/v1")
+            requests = Requests(log, server.endpoint.base.removesuffix("/v1"))
             good = [
-                run(name, options.packages, place, base, options.question)
+                run(name, options.packages, place, requests, options.question, apart=options.apart)
                 for name in options.clients
             ]
     sys.exit(0 if all(good) else 1)

@@ -1,4 +1,4 @@
-"""Requests of the shape that Codex 0.169 sends to ``/v1/responses``, made up for the tests."""
+"""Requests of the shapes that Codex 0.169 and 0.171 send to ``/v1/responses``, made up here."""
 
 from __future__ import annotations
 
@@ -105,12 +105,13 @@ def calls(turn: int) -> list[Item]:
     ]
 
 
-def body(model: str, items: list[Item], **more: Any) -> Item:
-    """A request for the next turn."""
+def body(model: str, items: list[Item], *, as_item: bool = False, **more: Any) -> Item:
+    """A request for the next turn; Codex 0.171 has its instructions in an item, ``as_item``."""
+    instructions = INSTRUCTIONS + prose(2000, 3)
     return {
         "model": model,
-        "instructions": INSTRUCTIONS + prose(2000, 3),
-        "input": items,
+        **({} if as_item else {"instructions": instructions}),
+        "input": [message("developer", instructions), *items] if as_item else items,
         "tools": tools(),
         "tool_choice": "auto",
         "parallel_tool_calls": True,

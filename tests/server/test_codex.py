@@ -38,9 +38,12 @@ def asked(http: httpx.Client, items: list[codex.Item], **more: Any) -> tuple[Any
     return response, Turn(usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"])
 
 
-def test_sessions_in_different_folders_share_instructions_and_tools(http: httpx.Client) -> None:
+@pytest.mark.parametrize("as_item", [False, True])
+def test_sessions_in_different_folders_share_instructions_and_tools(
+    http: httpx.Client, as_item: bool
+) -> None:
     """The template puts the tools behind the system message."""
-    shared: dict[str, Any] = {"cache_salt": "folders"}
+    shared: dict[str, Any] = {"cache_salt": f"folders {as_item}", "as_item": as_item}
     asked(http, codex.opening("Find out why the test fails.", "/src/one"), **shared)
     for folder in ("/home/two/src", "/tmp/three"):
         _, turn = asked(http, codex.opening("Add a test.", folder), **shared)

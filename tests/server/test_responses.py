@@ -187,6 +187,9 @@ async def test_forced_calls_constrain_the_reply(
 # what goes in
 
 
+LEAD = {"type": "message", "role": "developer", "content": "A"}
+
+
 async def test_instructions_and_developer_items(http: httpx.AsyncClient, service: Scripted) -> None:
     items: list[dict[str, Any]] = [
         {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "B"}]},
@@ -198,8 +201,9 @@ async def test_instructions_and_developer_items(http: httpx.AsyncClient, service
     ]
     user = "C\n\nD\n\n<system-reminder>\nE\n</system-reminder>"
     begun = f"<system-reminder>\nB\n</system-reminder>\n\n{user}"
-    for instructions, system, first in (("A", "A", begun), (None, "B", user), ("", "B", user)):
-        await whole(http, instructions=instructions, input=items)
+    cases = (("A", "A", begun, items), (None, "B", user, items), ("", "B", user, items))
+    for instructions, system, first, given in (*cases, (None, "A", begun, [LEAD, *items])):
+        await whole(http, instructions=instructions, input=given)
         assert service.prompt.startswith(
             f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{first}<|im_end|>\n"
         )
