@@ -68,7 +68,10 @@ def test_sixteen_rows_on_one_prefix_cost_their_own_tails(family):
         engine.release(row)
 
 
-@pytest.mark.parametrize(("family", "seed"), [("qwen3", 0), ("gemma3", 2), ("qwen3_next", 4)])
+@pytest.mark.parametrize(
+    ("family", "seed"),
+    [("qwen3", 0), ("qwen3", 1), ("gemma3", 2), ("gemma3", 3), ("qwen3_next", 4)],
+)
 def test_accounted_bytes_are_measured_bytes(family, seed):
     rng = random.Random(seed)
     model = loaded(family)
