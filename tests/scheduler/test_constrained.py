@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from dataclasses import replace
 
 import pytest
 from llguidance import LLMatcher
 
+from engine import steering
 from engine.engine import Engine
 from engine.grammar import Grammar
 from engine.params import SamplingParams
@@ -127,6 +129,9 @@ def test_the_line_about_a_failed_grammar_has_the_requests_name(
         return matcher
 
     monkeypatch.setattr(Grammar, "matcher", failing)
+    log = logging.Logger("steering")  # of its own: other tests set up logging as servers do
+    log.addHandler(caplog.handler)
+    monkeypatch.setattr(steering, "log", log)
     constraint = Constraint(tokenizer.grammars.compile('start: "good"'))
     request = Request("r", (5, 6), 20, constraint=constraint, origin="req-of-a-client")
     found = run(Scheduler(Engine(loaded("qwen3"), kv_memory=1 << 34)), [request])
